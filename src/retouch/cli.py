@@ -1,0 +1,188 @@
+"""The command line. Whatever Retouch refuses is one line on stderr and exit code 2, with nothing half-written.
+
+Heavy imports happen inside the commands, so that `retouch --help` and bad input answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import retouch
+from retouch.edit import Edit, Edited, InvalidMask, InvalidOption, RetouchError
+
+if TYPE_CHECKING:
+    from retouch.picture import Picture
+
+MAX_VARIATIONS = 64
+DTYPES = ("auto", "float32", "bfloat16")
+
+FORWARDED = {
+    "demo": ("retouch.demo", "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table"),
+    "train": ("retouch.train.mini", "`train mini` makes the bundled checkpoint"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Commands in FORWARDED read their own options."""
+    args, rest = _parser().parse_known_args(argv)
+    logging.basicConfig(format="retouch: %(message)s", level=logging.INFO if args.verbose else logging.WARNING)
+    try:
+        if args.command in FORWARDED:
+            return int(importlib.import_module(FORWARDED[args.command][0]).main(_forwarded(args.command, rest)) or 0)
+        if rest:
+            raise InvalidOption(f"unknown option {' '.join(rest)}; see retouch {args.command} --help.")
+        edit(args)
+    except RetouchError as error:
+        print(f"retouch: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("retouch: stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _forwarded(command: str, rest: list[str]) -> list[str]:
+    if command != "train":
+        return rest
+    if not rest or rest[0] != "mini":
+        raise InvalidOption("give what to train: retouch train mini (--help lists its options).")
+    return rest[1:]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "retouch", description="Image edits for a fraction of the cost.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"retouch {retouch.__version__}")
+    parser.set_defaults(verbose=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _edit_options(commands.add_parser("edit", help="edit one picture", allow_abbrev=False))
+    for name, (_, text) in FORWARDED.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _edit_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Edit one picture. Without a mask or a box, the whole picture."
+    add = parser.add_argument
+    add("image", help="the picture to edit")
+    add("--prompt", "-p", required=True, help='what to do: "a red apple", "remove the object", "make the car blue"')
+    add("--mask", action="append", default=[], metavar="FILE", help="where to edit; several are united")
+    add("--mask-mode", choices=("auto", "alpha", "white"), default="auto", help="what marks the place in a mask file")
+    add("--box", action="append", default=[], metavar="X,Y,W,H", help="where to edit, in pixels; several are united")
+    add("--reference", action="append", default=[], metavar="FILE", help="a further picture to look at; repeatable")
+    add("-n", type=int, default=1, metavar="N", help="variations, seeds counting up (default 1)")
+    add("--seed", type=int, default=0, help="seed of the first variation (default 0)")
+    add("--steps", type=int, help="denoising steps (default: the model's own)")
+    add("--guidance", type=float, help="guidance scale (default: the model's own)")
+    add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
+    add("--dtype", choices=DTYPES, default="auto", help="auto takes what is fastest on this machine")
+    add("-o", "--output", required=True, metavar="FILE", help=".png, .webp (both exact) or .jpg; -n 3 adds -1, -2, -3")
+    add("-v", "--verbose", action="store_true")
+
+
+def edit(args: argparse.Namespace) -> None:
+    """`retouch edit`: everything that can be refused is refused before a model is loaded."""
+    from retouch import picture
+
+    photo = picture.read(args.image)
+    outputs = _outputs(Path(args.output), args.n)
+    for output in outputs:
+        picture.check_output(output, photo.pixels)
+    edits = _edits(args, photo)
+
+    start = time.perf_counter()
+    engine = retouch.load(args.model, dtype=args.dtype)
+    loaded = time.perf_counter()
+    edited = _with_progress(engine.edit, edits)
+    done = time.perf_counter()
+    picture.write_all([(path, one.image) for path, one in zip(outputs, edited, strict=True)], like=photo)
+    _report(edited, outputs, load=loaded - start, wall=done - loaded)
+
+
+def _outputs(path: Path, n: int) -> list[Path]:
+    """The file itself for one variation, numbered files beside it for several."""
+    if not 1 <= n <= MAX_VARIATIONS:
+        raise InvalidOption(f"-n is {n}; give 1 to {MAX_VARIATIONS} variations.")
+    if n == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, n + 1)]
+
+
+def _edits(args: argparse.Namespace, photo: Picture) -> list[Edit]:
+    from retouch import picture
+
+    masks = [picture.read_mask(path, photo.size, args.mask_mode) for path in args.mask]
+    masks += [picture.box_mask(_box(text), photo.size) for text in args.box]
+    mask = picture.union(masks) if masks else None
+    references = tuple(picture.read(path).pixels for path in args.reference)
+    return [
+        Edit(
+            image=photo.pixels,
+            prompt=args.prompt,
+            mask=mask,
+            references=references,
+            seed=args.seed + i,
+            steps=args.steps,
+            guidance=args.guidance,
+        )
+        for i in range(args.n)
+    ]
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, w, h = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidMask(f"box {text!r} is not x,y,width,height in whole pixels, such as 120,80,96,96.") from error
+    return x, y, w, h
+
+
+def _with_progress(
+    run: Callable[[Sequence[Edit], Callable[[int, int], None]], list[Edited]], edits: Sequence[Edit]
+) -> list[Edited]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("steps", total=None)
+        return run(edits, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _report(edited: Sequence[Edited], outputs: Sequence[Path], load: float, wall: float) -> None:
+    """Time by stage summed over the edits, tokens computed against those of the whole picture, and what was written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    seconds: dict[str, float] = {}
+    for one in edited:
+        for stage, spent in one.usage.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    computed = sum(one.usage.tokens_computed for one in edited)
+    whole = sum(one.usage.tokens_whole for one in edited)
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("load the model", f"{load:.3f} s")
+    for stage, spent in seconds.items():
+        table.add_row(stage, f"{spent:.3f} s")
+    table.add_row("total without load", f"{wall:.3f} s")
+    table.add_row("image tokens", f"{computed:,} of {whole:,}" + (f" ({computed / whole:.0%})" if whole else ""))
+    console = Console()
+    console.print(table)
+    for path, one in zip(outputs, edited, strict=True):
+        console.print(f"{path}  seed {one.seed}", soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

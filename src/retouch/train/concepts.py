@@ -1,0 +1,103 @@
+"""The vocabulary of `retouch-mini`: which stickers it learns, under which names, in which colours, and how they are asked for.
+
+Pictures are Microsoft's Fluent 3D emoji (MIT), by codepoint, as `@lobehub/fluent-emoji-3d` packs them.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+CODEPOINTS = {
+    "red apple": "1f34e", "banana": "1f34c", "lemon": "1f34b", "orange": "1f34a", "pear": "1f350",
+    "strawberry": "1f353", "watermelon": "1f349", "pineapple": "1f34d", "grapes": "1f347", "cherries": "1f352",
+    "tomato": "1f345", "carrot": "1f955", "pumpkin": "1f383", "mushroom": "1f344", "hamburger": "1f354",
+    "pizza": "1f355", "doughnut": "1f369", "cookie": "1f36a", "cupcake": "1f9c1", "ice cream": "1f366",
+    "cat": "1f431", "dog": "1f436", "panda": "1f43c", "bear": "1f43b", "frog": "1f438", "pig": "1f437",
+    "tiger": "1f42f", "lion": "1f981", "rabbit": "1f430", "penguin": "1f427", "chick": "1f424", "owl": "1f989",
+    "fish": "1f420", "whale": "1f433", "turtle": "1f422", "octopus": "1f419", "butterfly": "1f98b",
+    "bee": "1f41d", "ladybug": "1f41e", "crab": "1f980",
+    "car": "1f697", "bus": "1f68c", "taxi": "1f695", "airplane": "2708-fe0f", "rocket": "1f680", "sailboat": "26f5",
+    "bicycle": "1f6b2", "house": "1f3e0", "tree": "1f333", "cactus": "1f335", "sunflower": "1f33b", "rose": "1f339",
+    "tulip": "1f337", "sun": "1f31e", "moon": "1f319", "star": "2b50", "cloud": "2601-fe0f", "heart": "2764-fe0f",
+    "balloon": "1f388", "gift": "1f381", "crown": "1f451", "book": "1f4d5", "umbrella": "1f302", "hat": "1f3a9",
+    "ball": "26bd", "basketball": "1f3c0", "guitar": "1f3b8", "key": "1f511", "bell": "1f514", "clock": "23f0",
+    "lamp": "1f4a1", "ghost": "1f47b", "robot": "1f916", "snowman": "26c4", "diamond": "1f48e", "trophy": "1f3c6",
+    "backpack": "1f392", "shirt": "1f455", "teapot": "1fad6", "kite": "1fa81",
+}  # fmt: skip
+"""Name in a prompt -> Unicode codepoint of its picture."""
+
+COLOURABLE = frozenset(
+    "car butterfly fish rose tulip heart balloon book umbrella backpack shirt mushroom bell crab teapot".split()
+)
+"""Concepts of one dominant hue, which may be asked for in any colour."""
+
+HUES = {"red": 0.99, "orange": 0.075, "yellow": 0.14, "green": 0.35, "blue": 0.60, "purple": 0.76, "pink": 0.91}
+
+HELD_OUT = frozenset(name for name in CODEPOINTS if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0)
+"""A tenth of the concepts by the hash of the name: never trained on, used to judge encoding and removal."""
+
+SEEN = tuple(name for name in CODEPOINTS if name not in HELD_OUT)
+
+REMOVE = ("remove the object", "remove it", "erase the object", "remove the {}", "erase the {}")
+INSERT = ("{}", "a {}", "add a {}", "put a {} here", "insert a {}")
+REPLACE = ("replace the {} with a {}", "turn the {} into a {}", "change it to a {1}", "a {1}")
+RECOLOUR = ("make the {0} {1}", "turn the {0} {1}", "change the colour to {1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sticker:
+    """A concept in a colour; `colour` is empty for the picture as it comes."""
+
+    concept: str
+    colour: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.concept}".strip()
+
+
+def caption(before: Sticker | None, after: Sticker | None, rng: np.random.Generator) -> str:
+    """A prompt for the edit that turns `before` into `after` (None = nothing there)."""
+    if after is None:
+        return str(rng.choice(REMOVE)).format(before.concept if before else "object")
+    if before is None:
+        return _article(str(rng.choice(INSERT)), after.name)
+    if before.concept == after.concept and after.colour:
+        return str(rng.choice(RECOLOUR)).format(after.concept, after.colour)
+    return _article(str(rng.choice(REPLACE)), before.concept, after.name)
+
+
+def _article(template: str, *names: str) -> str:
+    text = template.format(*names)
+    for name in names:
+        if name[0] in "aeiou":
+            text = text.replace(f"a {name}", f"an {name}")
+    return text
+
+
+def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
+    """Turn the hues of a sprite so that its dominant one becomes `colour`.
+
+    `sprite`: (H, W, 4) uint8. Greys and skin of low saturation stay as they are.
+    """
+    from skimage.color import hsv2rgb, rgb2hsv
+
+    hsv = rgb2hsv(sprite[..., :3])
+    vivid = (hsv[..., 1] > 0.35) & (sprite[..., 3] > 128)
+    weights, edges = np.histogram(hsv[..., 0][vivid], bins=36, range=(0, 1))
+    dominant = edges[int(weights.argmax())] + 0.5 / 36
+    distance = np.abs((hsv[..., 0] - dominant + 0.5) % 1 - 0.5)
+    turn = (distance < 0.14) & (hsv[..., 1] > 0.15)
+    hsv[..., 0] = np.where(turn, (hsv[..., 0] - dominant + HUES[colour]) % 1, hsv[..., 0])
+    rgb = (hsv2rgb(hsv) * 255).round().astype(np.uint8)
+    return np.dstack([rgb, sprite[..., 3]])
+
+
+def hue_name(rgb: tuple[float, float, float]) -> str:
+    """The colour name nearest to an RGB triple of 0 to 1."""
+    hue = colorsys.rgb_to_hsv(*rgb)[0]
+    return min(HUES, key=lambda name: abs((HUES[name] - hue + 0.5) % 1 - 0.5))

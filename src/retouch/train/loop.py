@@ -1,0 +1,157 @@
+"""The one training loop: seeded by step, resumable after a kill, with a progress line and sample sheets as it goes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+Batch = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long and how fast one stage trains. `samples` a step are only for the printed rate."""
+
+    name: str
+    steps: int
+    lr: float
+    samples: int
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    save_every: float = 120.0
+    sheet_every: int = 500
+    clip: float = 1.0
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 2 % of the peak."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class Ema:
+    """Exponential moving average of parameters, with the usual warm-up of its own."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.shadow = [p.detach().clone() for p in parameters]
+
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averaged weights stand in the modules while this is open."""
+        kept = [p.detach().clone() for p in self.parameters]
+        self._put(self.shadow)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def _put(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def train(
+    stage: Stage,
+    modules: torch.nn.ModuleDict,
+    batch_at: Callable[[np.random.Generator], Batch],
+    loss_of: Callable[[Batch, torch.Generator], tuple[torch.Tensor, dict[str, float]]],
+    folder: Path,
+    sheet: Callable[[Path], None] | None = None,
+    seed: int = 0,
+) -> None:
+    """Train `modules` for `stage.steps`; on return they hold the averaged weights.
+
+    Step k draws its data and its noise from (seed, stage, k) alone, so a killed run goes on as if nothing had happened:
+    the last state lies in `folder/<stage>.pt`, and `folder/<stage>-<step>.png` are what `sheet` drew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay, fused=True
+    )
+    ema = Ema(parameters, stage.ema)
+    path = folder / f"{stage.name}.pt"
+    first = _resume(path, modules, optimizer, ema)
+    stage_seed = sum(map(ord, stage.name))
+
+    def rng(step: int) -> np.random.Generator:
+        return np.random.default_rng([seed, stage_seed, step])
+
+    saved, average, noise = time.monotonic(), 0.0, torch.Generator()
+    with ThreadPoolExecutor(1) as ahead, _progress(stage) as (bar, task):
+        bar.update(task, completed=first)
+        upcoming = ahead.submit(batch_at, rng(first))
+        started = time.monotonic()
+        for step in range(first, stage.steps):
+            batch, upcoming = upcoming.result(), ahead.submit(batch_at, rng(step + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = stage.lr_at(step)
+            loss, metrics = loss_of(batch, noise.manual_seed(hash((seed, stage_seed, step)) % 2**63))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+            optimizer.step()
+            ema.update(step)
+            average = float(loss.detach()) if step == first else 0.98 * average + 0.02 * float(loss.detach())
+            rate = (step + 1 - first) * stage.samples / (time.monotonic() - started)
+            bar.update(task, completed=step + 1, loss=f"{average:.4f}", rate=f"{rate:.1f}/s")
+            if (step + 1) % 50 == 0:
+                detail = " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+                log.info("%s %d/%d loss %.4f %s %.1f samples/s", stage.name, step + 1, stage.steps, average, detail, rate)
+            if time.monotonic() - saved > stage.save_every or step + 1 == stage.steps:
+                _save(path, step + 1, modules, optimizer, ema)
+                saved = time.monotonic()
+            if sheet and ((step + 1) % stage.sheet_every == 0 or step + 1 == stage.steps):
+                with ema.applied(), torch.no_grad():
+                    sheet(folder / f"{stage.name}-{step + 1:06d}.png")
+    ema._put(ema.shadow)
+
+
+@contextmanager
+def _progress(stage: Stage) -> Iterator[tuple[Progress, Any]]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns) as bar:
+        yield bar, bar.add_task(stage.name, total=stage.steps, loss="-", rate="-")
+
+
+def _resume(path: Path, modules: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    modules.load_state_dict(state["modules"])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.shadow = [value.to(p.device) for value, p in zip(state["ema"], ema.parameters, strict=True)]
+    log.info("%s: going on from step %d", path.name, state["step"])
+    return int(state["step"])
+
+
+def _save(path: Path, step: int, modules: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
+    state = {"step": step, "modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
