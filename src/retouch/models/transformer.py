@@ -1,24 +1,34 @@
 """FLUX.2's transformer over any subset of positions, written against the modules of `diffusers.Flux2Transformer2DModel`.
 
 The functions are agnostic of layout: tokens lie on axis -2 of (tokens, dim) when packed and of (edits, tokens, dim) when
-padded, modulation broadcasts against them, and attention is a callable that knows which tokens see which. Serving packs
-(`packing.py`), training pads (`train/flow.py`); the arithmetic is this one file.
+padded, modulation broadcasts against them, and a `Layout` knows how text and image tokens join and which of them see which.
+Serving packs (`packing.py`), training pads (`train/flow.py`); the arithmetic is this one file.
 
 Source: Flux2Transformer2DModel in diffusers 0.42, after https://github.com/black-forest-labs/flux2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q, k, v) -> attention output; all (..., text + image tokens, heads, head_dim), rotated. Layers count double first."""
+
+class Layout(Protocol):
+    """How the tokens of a step lie in memory. Heads and rotary embedding are on their own axes: (..., tokens, heads, dim)."""
+
+    def join(self, text: Tensor, image: Tensor, axis: int = -2) -> Tensor:
+        """Text and image tokens as one sequence along `axis`."""
+
+    def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., tokens, dim) -> text and image tokens."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over joined, rotated tokens; layers count from the first double block on."""
+
 
 Rope = tuple[Tensor, Tensor]
 """cos and sin, (..., tokens, 1, head_dim // 2) each, over text + image tokens, float32."""
@@ -31,16 +41,6 @@ class Modulation(NamedTuple):
     text: tuple[Tensor, ...]
     single: tuple[Tensor, ...]
     out: tuple[Tensor, ...]
-
-    def gather(self, image: Tensor, text: Tensor) -> Modulation:
-        """From one row a job to one row a token: `image`, `text` are the job of each token, (tokens,) int64."""
-        joined = torch.cat([text, image])
-        return Modulation(
-            tuple(m[image] for m in self.image),
-            tuple(m[text] for m in self.text),
-            tuple(m[joined] for m in self.single),
-            tuple(m[image] for m in self.out),
-        )
 
 
 def modulate_at(model: Flux2Transformer2DModel, sigma: Tensor, guidance: Tensor | None = None) -> Modulation:
@@ -68,86 +68,88 @@ def rope_of(model: Flux2Transformer2DModel, positions: Tensor) -> Rope:
 
 
 def denoise(
-    model: Flux2Transformer2DModel, image: Tensor, text: Tensor, modulation: Modulation, rope: Rope, attend: Attend
+    model: Flux2Transformer2DModel, image: Tensor, text: Tensor, modulation: Modulation, rope: Rope, layout: Layout
 ) -> Tensor:
-    """Velocity of the image tokens.
+    """Velocity (..., N, out_channels) of the image tokens.
 
-    image: (..., N, in_channels), text: (..., T, joint_attention_dim), rope and attention over T + N tokens, text first.
+    image: (..., N, in_channels), text: (..., T, joint_attention_dim); rope and modulation.single over the joined tokens.
     """
     image, text = model.x_embedder(image), model.context_embedder(text)
-    image, text = _blocks(model, image, text, modulation, rope, attend)
+    layer, eps = 0, model.config.eps
+    for block in model.transformer_blocks:
+        image, text = _double(block, layer, image, text, modulation, rope, layout, eps)
+        layer += 1
+    joined = layout.join(text, image)
+    for block in model.single_transformer_blocks:
+        joined = _single(block, layer, joined, modulation.single, rope, layout, eps)
+        layer += 1
     shift, scale = modulation.out
-    return model.proj_out(_normalize(image, shift, scale, model.norm_out.norm.eps))
+    return model.proj_out(_normalize(layout.split(joined)[1], shift, scale, model.norm_out.norm.eps))
 
 
 def encode_reference(
-    model: Flux2Transformer2DModel, image: Tensor, modulation: Modulation, rope: Rope, attend: Attend
+    model: Flux2Transformer2DModel, image: Tensor, modulation: Modulation, rope: Rope, layout: Layout
 ) -> None:
-    """Run reference tokens through all layers. They see only each other, so `attend` has all it needs to keep their k and v."""
-    image = model.x_embedder(image)
-    _blocks(model, image, None, modulation, rope, attend)
+    """Run reference tokens (..., R, in_channels) through all layers.
 
-
-def _blocks(
-    model: Flux2Transformer2DModel, image: Tensor, text: Tensor | None, modulation: Modulation, rope: Rope, attend: Attend
-) -> tuple[Tensor, Tensor | None]:
-    layer, eps = 0, model.config.eps
+    They see only each other, so nothing but them is needed; what is wanted, their keys and values, `layout.attend` keeps.
+    """
+    image, layer, eps = model.x_embedder(image), 0, model.config.eps
     for block in model.transformer_blocks:
-        image, text = _double(block, layer, image, text, modulation, rope, attend, eps)
+        q, k, v = _image_heads(block.attn, _normalize(image, *modulation.image[:2], eps))
+        out = layout.attend(layer, _rotate(q, rope), _rotate(k, rope), v).flatten(-2)
+        image = _after_attention(image, out, block.attn.to_out[0], block.ff, modulation.image, eps)
         layer += 1
-    joined = image if text is None else torch.cat([text, image], -2)
     for block in model.single_transformer_blocks:
-        joined = _single(block, layer, joined, modulation.single, rope, attend, eps)
+        image = _single(block, layer, image, modulation.single, rope, layout, eps)
         layer += 1
-    return joined[..., joined.shape[-2] - image.shape[-2] :, :], text
 
 
 def _double(
-    block: torch.nn.Module, layer: int, image: Tensor, text: Tensor | None, modulation: Modulation, rope: Rope,
-    attend: Attend, eps: float,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    block: torch.nn.Module, layer: int, image: Tensor, text: Tensor, modulation: Modulation, rope: Rope, layout: Layout,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     attn = block.attn
-    shift, scale, gate, shift_ff, scale_ff, gate_ff = modulation.image
-    x = _normalize(image, shift, scale, eps)
-    q, k, v = (_heads(attn, x, part) for part in ("q", "k", "v"))
-    q, k = attn.norm_q(q), attn.norm_k(k)
-    if text is not None:
-        t_shift, t_scale, t_gate, t_shift_ff, t_scale_ff, t_gate_ff = modulation.text
-        c = _normalize(text, t_shift, t_scale, eps)
-        tq, tk, tv = (_heads(attn, c, f"add_{part}_proj") for part in ("q", "k", "v"))
-        q = torch.cat([attn.norm_added_q(tq), q], -3)
-        k = torch.cat([attn.norm_added_k(tk), k], -3)
-        v = torch.cat([tv, v], -3)
-    out = attend(layer, _rotate(q, rope), _rotate(k, rope), v).flatten(-2)
-    count = out.shape[-2] - image.shape[-2]
-    image = torch.addcmul(image, gate, attn.to_out[0](out[..., count:, :]))
-    image = torch.addcmul(image, gate_ff, _feed(block.ff, _normalize(image, shift_ff, scale_ff, eps)))
-    if text is not None:
-        text = torch.addcmul(text, t_gate, attn.to_add_out(out[..., :count, :]))
-        text = torch.addcmul(text, t_gate_ff, _feed(block.ff_context, _normalize(text, t_shift_ff, t_scale_ff, eps)))
+    of_image = _image_heads(attn, _normalize(image, *modulation.image[:2], eps))
+    of_text = _text_heads(attn, _normalize(text, *modulation.text[:2], eps))
+    q, k, v = (layout.join(t, i, -3) for t, i in zip(of_text, of_image, strict=True))
+    out_text, out_image = layout.split(layout.attend(layer, _rotate(q, rope), _rotate(k, rope), v).flatten(-2))
+    image = _after_attention(image, out_image, attn.to_out[0], block.ff, modulation.image, eps)
+    text = _after_attention(text, out_text, attn.to_add_out, block.ff_context, modulation.text, eps)
     return image, text
 
 
 def _single(
-    block: torch.nn.Module, layer: int, x: Tensor, modulation: tuple[Tensor, ...], rope: Rope, attend: Attend, eps: float
+    block: torch.nn.Module, layer: int, x: Tensor, modulation: tuple[Tensor, ...], rope: Rope, layout: Layout, eps: float
 ) -> Tensor:
     attn = block.attn
     shift, scale, gate = modulation
     wide = attn.to_qkv_mlp_proj(_normalize(x, shift, scale, eps))
     q, k, v, gated, linear = wide.split([attn.inner_dim] * 3 + [attn.mlp_hidden_dim] * 2, -1)
     q, k, v = (part.unflatten(-1, (attn.heads, attn.head_dim)) for part in (q, k, v))
-    out = attend(layer, _rotate(attn.norm_q(q), rope), _rotate(attn.norm_k(k), rope), v).flatten(-2)
+    out = layout.attend(layer, _rotate(attn.norm_q(q), rope), _rotate(attn.norm_k(k), rope), v).flatten(-2)
     return torch.addcmul(x, gate, attn.to_out(torch.cat([out, F.silu(gated) * linear], -1)))
 
 
-def _heads(attn: torch.nn.Module, x: Tensor, projection: str) -> Tensor:
-    linear = getattr(attn, projection if projection.startswith("add") else f"to_{projection}")
-    return linear(x).unflatten(-1, (attn.heads, attn.head_dim))
+def _image_heads(attn: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (linear(x).unflatten(-1, (attn.heads, attn.head_dim)) for linear in (attn.to_q, attn.to_k, attn.to_v))
+    return attn.norm_q(q), attn.norm_k(k), v
 
 
-def _feed(ff: torch.nn.Module, x: Tensor) -> Tensor:
-    gated, linear = ff.linear_in(x).chunk(2, -1)
-    return ff.linear_out(F.silu(gated) * linear)
+def _text_heads(attn: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    linears = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    q, k, v = (linear(x).unflatten(-1, (attn.heads, attn.head_dim)) for linear in linears)
+    return attn.norm_added_q(q), attn.norm_added_k(k), v
+
+
+def _after_attention(
+    x: Tensor, out: Tensor, project: torch.nn.Module, ff: torch.nn.Module, modulation: tuple[Tensor, ...], eps: float
+) -> Tensor:
+    """The gated residual of attention, then the feed-forward half of a double block, for either stream."""
+    gate, shift_ff, scale_ff, gate_ff = modulation[2:]
+    x = torch.addcmul(x, gate, project(out))
+    gated, linear = ff.linear_in(_normalize(x, shift_ff, scale_ff, eps)).chunk(2, -1)
+    return torch.addcmul(x, gate_ff, ff.linear_out(F.silu(gated) * linear))
 
 
 def _normalize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

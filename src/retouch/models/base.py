@@ -1,0 +1,124 @@
+"""What every model family is to the engine: the `EditModel` protocol and the three things it passes around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from retouch.edit import Edit, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of the picture a model works on.
+
+    `box` (x0, y0, x1, y1) in the picture's pixels; `scale`, at most 1, is model pixels for each of the picture's.
+    `pixels` (h, w, 3) uint8 are the box scaled and padded to whole cells by its last rows and columns; `references` are
+    the further pictures, each (h', w', 3). `key` names all of these pixels and the weights that read them.
+    """
+
+    box: tuple[int, int, int, int]
+    scale: float
+    pixels: np.ndarray
+    references: tuple[np.ndarray, ...]
+    key: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """An encoded source picture, with what further reference pictures the edit has. Depends on pixels and weights alone.
+
+    `tokens` (h, w, C) are its latents. `keys` holds, for each layer, the references' rotated keys and their values,
+    (R, heads, head_dim); it is empty where the family lets references see the edit, and then `reference` (R, C) at
+    `positions` (R, 4) runs along in every step.
+    """
+
+    key: str
+    tokens: Tensor
+    keys: tuple[tuple[Tensor, Tensor], ...]
+    reference: Tensor
+    positions: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in (self.tokens, self.reference, *(t for pair in self.keys for t in pair)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """An encoded prompt: `embedded` (T, joint_attention_dim)."""
+
+    key: str
+    embedded: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.embedded.nbytes
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """An Edit in flight. All that changes from step to step is here.
+
+    `cells` (N,) int64 are the flat indices of the computed cells, `latents` (N, C) float32 their noisy tokens, `noise`
+    (N, C) what they started from. `known` (N,) bool marks cells outside the mask (only where every cell is computed).
+    `sigmas` has one more entry than there are steps and ends at 0; `step` counts the steps done.
+    """
+
+    edit: Edit
+    frame: Frame
+    document: Document
+    prompt: Prompt
+    negative: Prompt | None
+    guidance: float | None
+    cells: Tensor
+    known: Tensor | None
+    latents: Tensor
+    noise: Tensor
+    sigmas: tuple[float, ...]
+    step: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def sigma(self) -> float:
+        return self.sigmas[self.step]
+
+
+class EditModel(Protocol):
+    """A family adapter. It keeps no state of any edit; the keys say which Documents and Prompts may be shared."""
+
+    def frame(self, edit: Edit) -> Frame:
+        """The part of the picture to work on, and the key of its Document."""
+
+    def prompt_key(self, text: str, tenant: str) -> str:
+        """The key of a text's Prompt."""
+
+    def negative(self, edit: Edit) -> str | None:
+        """The text of the second prompt where the edit is guided by one, else None. Raises InvalidOption."""
+
+    def encode_document(self, frame: Frame) -> Document:
+        """Latents and reference keys and values: of the frame's pixels, and of nothing else of the edit."""
+
+    def encode_prompt(self, text: str, tenant: str) -> Prompt:
+        """Raises InvalidPrompt when the text has more tokens than the model reads."""
+
+    def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:
+        """Positions inside the mask, and noise for them from the edit's seed."""
+
+    def step(self, jobs: Sequence[Job]) -> None:
+        """One denoising step of each job, all in one packed call, whatever their documents, sizes, masks and timesteps."""
+
+    def finish(self, job: Job) -> np.ndarray:
+        """The edited picture, in form and size as the edit's; outside the mask it is the edit's, bit for bit."""

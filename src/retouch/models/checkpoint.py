@@ -1,0 +1,138 @@
+"""Finding and reading checkpoints: a bundled name, a directory, or a hub name; every way they can be wrong is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+
+from retouch.edit import CheckpointMismatch, UnknownCheckpoint
+
+log = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the pipeline class of a checkpoint says about how it is run.
+
+    `cached`: references attend to themselves at timestep 0, so their keys and values can be kept (FLUX.2-klein-KV); else
+    they run along. `guidance`: the default, embedded or classifier-free; None where the checkpoint is distilled.
+    """
+
+    cached: bool
+    embeds_guidance: bool = False
+    steps: int = 4
+    guidance: float | None = None
+    out_layers: tuple[int, ...] = (9, 18, 27)
+    max_sequence_length: int = 512
+    pad_prompts: bool = True
+    max_side: int = 1024
+
+
+FAMILIES = {
+    "Flux2KleinKVPipeline": Family(cached=True),
+    "Flux2KleinPipeline": Family(cached=False),
+    "Flux2KleinInpaintPipeline": Family(cached=False),
+    "Flux2Pipeline": Family(cached=False, embeds_guidance=True, steps=50, guidance=4.0, out_layers=(10, 20, 30)),
+}
+"""Pipeline class in `model_index.json` -> how it is run. A checkpoint's own `retouch.json` may say otherwise."""
+
+
+def find(name: str) -> Path:
+    """The directory of a checkpoint. A hub name (`owner/model`) is downloaded. Raises UnknownCheckpoint."""
+    if (BUNDLED / name / "model_index.json").is_file():
+        return BUNDLED / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise CheckpointMismatch(f"{path} has no model_index.json; give the directory of a diffusers pipeline.")
+        return path
+    bundled = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))) or "none"
+    if name.count("/") != 1 or path.is_absolute() or name.startswith("."):
+        raise UnknownCheckpoint(f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, or owner/model of the hub.")
+    try:
+        return Path(DiffusionPipeline.download(name))
+    except Exception as error:  # whatever the hub's client raises, it is one answer here
+        reason = " ".join(str(error).split())[:300]
+        raise UnknownCheckpoint(f"no directory {name!r}, and the hub does not give it: {reason} Bundled are {bundled}.") from error
+
+
+def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
+    """(pipeline class, how it is run, model_index.json). Raises CheckpointMismatch for a family that is not served."""
+    index = _json(path / "model_index.json")
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES:
+        raise CheckpointMismatch(f"{path} is a {name}; served are {', '.join(FAMILIES)}.")
+    family = FAMILIES[name]
+    if index.get("is_distilled") is False and not family.embeds_guidance:
+        family = Family(cached=family.cached, steps=50, guidance=4.0)
+    own = path / "retouch.json"
+    if own.is_file():
+        said = _json(own)
+        unknown = set(said) - set(Family.__dataclass_fields__)
+        if unknown:
+            raise CheckpointMismatch(f"{own} has unknown settings {sorted(unknown)}; known are {sorted(Family.__dataclass_fields__)}.")
+        known = {field: getattr(family, field) for field in Family.__dataclass_fields__}
+        family = Family(**{**known, **said, "out_layers": tuple(said.get("out_layers", family.out_layers))})
+    return name, family, index
+
+
+def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
+    """The diffusers pipeline in `path`, every weight checked to be there in its shape. Raises CheckpointMismatch."""
+    name, family, index = family_of(path)
+    for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0] is not None):
+        if not (path / part).is_dir():
+            raise CheckpointMismatch(f"{path} lacks the folder {part}/ that its model_index.json names ({library}).")
+    for part in ("transformer", "vae", "text_encoder"):
+        _check_files(path / part)
+    try:
+        pipeline = getattr(diffusers, name).from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise CheckpointMismatch(f"{path} cannot be read as a {name}: {reason}") from error
+    for part in ("transformer", "vae", "text_encoder"):
+        _check_weights(path / part, getattr(pipeline, part))
+    return pipeline, family
+
+
+def _check_files(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointMismatch(f"{folder} has no .safetensors file; download the checkpoint again, with its weights.")
+
+
+def _check_weights(folder: Path, module: torch.nn.Module) -> None:
+    """Loaders only warn of weights that a file lacks, and leave them at random."""
+    stored: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                stored |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118  no mapping
+        except (OSError, SafetensorError) as error:
+            raise CheckpointMismatch(f"{file} is damaged ({error}); download it again.") from error
+    tied = set(getattr(module, "_tied_weights_keys", None) or ())
+    wanted = {k: list(v.shape) for k, v in module.state_dict().items() if k not in tied and not k.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(stored))
+    if missing:
+        raise CheckpointMismatch(f"{folder} lacks {len(missing)} of {len(wanted)} weights, first {missing[0]}; download it again.")
+    wrong = [k for k, shape in wanted.items() if stored[k] != shape]
+    if wrong:
+        raise CheckpointMismatch(f"{folder}: {wrong[0]} is {stored[wrong[0]]}, its config says {wanted[wrong[0]]}; they do not belong together.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointMismatch(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointMismatch(f"{path} holds no JSON object.")
+    return content
