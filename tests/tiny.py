@@ -31,8 +31,15 @@ def parts(guidance_embeds: bool = False) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     encoder = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, initializer_range=0.5,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings=True,
+            initializer_range=0.5,
         )  # fmt: skip
     )
     transformer = Flux2Transformer2DModel(
@@ -43,7 +50,11 @@ def parts(guidance_embeds: bool = False) -> dict[str, Any]:
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)
     vae = AutoencoderKLFlux2(
-        block_out_channels=(4, 4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, mid_block_add_attention=False
+        block_out_channels=(4, 4, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
     )
     vae.bn.running_mean.normal_(std=0.3)
     vae.bn.running_var.uniform_(0.5, 2)
@@ -68,7 +79,12 @@ def pipeline(name: str, **extra: Any) -> Any:
 
 def model(name: str, family: dict[str, Any] | None = None, options: Options | None = None, **extra: Any) -> Flux2:
     settings = {"cached": name.endswith("KVPipeline"), "out_layers": LAYERS, "pad_prompts": False, "max_side": 512}
-    return Flux2(pipeline(name, **extra), Family(**{**settings, **(family or {})}), name, options or Options(halo=None, feather=0))
+    return Flux2(
+        pipeline(name, **extra),
+        Family(**{**settings, **(family or {})}),
+        name,
+        options or Options(halo=None, feather=0),
+    )
 
 
 def photo(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:

@@ -18,9 +18,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Engine", "load"]
 
 
-def load(
-    model: str = "retouch-mini", dtype: str = "auto", device: str = "auto", options: Options | None = None
-) -> Engine:
+def load(model: str = "retouch-mini", dtype: str = "auto", device: str = "auto", options: Options | None = None) -> Engine:
     """An engine on a bundled checkpoint, a directory or a hub name.
 
     Raises UnknownCheckpoint, CheckpointMismatch, and InvalidOption for a dtype or device that is not there.

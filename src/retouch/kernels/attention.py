@@ -23,9 +23,7 @@ class Span:
     stop: int
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[Span, Tensor, Tensor]]
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[Span, Tensor, Tensor]]) -> Tensor:
     """Attention of a pack.
 
     q, k, v: (tokens, heads, head_dim). `own`: segments, in order and without gaps, whose tokens see each other. `shared`:
@@ -44,9 +42,7 @@ def attend(
     return out
 
 
-def attend_reference(
-    q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[Span, Tensor, Tensor]]
-) -> Tensor:
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[Span, Tensor, Tensor]]) -> Tensor:
     """What `attend` means: every segment against the concatenation of all keys it sees."""
     out = torch.empty_like(q)
     for span in own:

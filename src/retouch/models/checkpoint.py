@@ -58,12 +58,16 @@ def find(name: str) -> Path:
         return path
     bundled = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))) or "none"
     if name.count("/") != 1 or path.is_absolute() or name.startswith("."):
-        raise UnknownCheckpoint(f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, or owner/model of the hub.")
+        raise UnknownCheckpoint(
+            f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, or owner/model of the hub."
+        )
     try:
         return Path(DiffusionPipeline.download(name))
     except Exception as error:  # whatever the hub's client raises, it is one answer here
         reason = " ".join(str(error).split())[:300]
-        raise UnknownCheckpoint(f"no directory {name!r}, and the hub does not give it: {reason} Bundled are {bundled}.") from error
+        raise UnknownCheckpoint(
+            f"no directory {name!r}, and the hub does not give it: {reason} Bundled are {bundled}."
+        ) from error
 
 
 def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
@@ -80,7 +84,9 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
         said = _json(own)
         unknown = set(said) - set(Family.__dataclass_fields__)
         if unknown:
-            raise CheckpointMismatch(f"{own} has unknown settings {sorted(unknown)}; known are {sorted(Family.__dataclass_fields__)}.")
+            raise CheckpointMismatch(
+                f"{own} has unknown settings {sorted(unknown)}; known are {sorted(Family.__dataclass_fields__)}."
+            )
         known = {field: getattr(family, field) for field in Family.__dataclass_fields__}
         family = Family(**{**known, **said, "out_layers": tuple(said.get("out_layers", family.out_layers))})
     return name, family, index
@@ -119,13 +125,19 @@ def _check_weights(folder: Path, module: torch.nn.Module) -> None:
         except (OSError, SafetensorError) as error:
             raise CheckpointMismatch(f"{file} is damaged ({error}); download it again.") from error
     tied = set(getattr(module, "_tied_weights_keys", None) or ())
-    wanted = {k: list(v.shape) for k, v in module.state_dict().items() if k not in tied and not k.endswith("num_batches_tracked")}
+    wanted = {
+        k: list(v.shape) for k, v in module.state_dict().items() if k not in tied and not k.endswith("num_batches_tracked")
+    }
     missing = sorted(set(wanted) - set(stored))
     if missing:
-        raise CheckpointMismatch(f"{folder} lacks {len(missing)} of {len(wanted)} weights, first {missing[0]}; download it again.")
+        raise CheckpointMismatch(
+            f"{folder} lacks {len(missing)} of {len(wanted)} weights, first {missing[0]}; download it again."
+        )
     wrong = [k for k, shape in wanted.items() if stored[k] != shape]
     if wrong:
-        raise CheckpointMismatch(f"{folder}: {wrong[0]} is {stored[wrong[0]]}, its config says {wanted[wrong[0]]}; they do not belong together.")
+        raise CheckpointMismatch(
+            f"{folder}: {wrong[0]} is {stored[wrong[0]]}, its config says {wanted[wrong[0]]}; they do not belong together."
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

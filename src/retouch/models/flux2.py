@@ -48,7 +48,7 @@ class Options:
 class Flux2:
     """An `EditModel` over the parts of a FLUX.2 diffusers pipeline."""
 
-    def __init__(self, pipeline: Any, family: Family, fingerprint: str = "", options: Options = Options()) -> None:  # noqa: B008
+    def __init__(self, pipeline: Any, family: Family, fingerprint: str = "", options: Options = Options()) -> None:
         self.family, self.options = family, options
         self.transformer, self.vae = pipeline.transformer.eval(), pipeline.vae.eval()
         self.text_encoder, self.tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
@@ -137,9 +137,7 @@ class Flux2:
 
     def _count(self, text: str) -> int:
         message = [{"role": "user", "content": text}]
-        chat = self.tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        chat = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return len(self.tokenizer(chat)["input_ids"])
 
     @torch.inference_mode()
@@ -185,9 +183,7 @@ class Flux2:
             guidance = torch.tensor([segment.job.guidance for segment in pack.segments], device=self.device)
         modulation = pack.gather(transformer.modulate_at(self.transformer, pack.sigmas(), guidance))
         rope = transformer.rope_of(self.transformer, pack.positions())
-        out = transformer.denoise(
-            self.transformer, pack.image(self.dtype), pack.text(self.dtype), modulation, rope, pack
-        )
+        out = transformer.denoise(self.transformer, pack.image(self.dtype), pack.text(self.dtype), modulation, rope, pack)
         velocities = {(s.job, s.prompt): v for s, v in zip(pack.segments, pack.velocities(out.float()), strict=True)}
         for job in jobs:
             velocity = velocities[job, job.prompt]

@@ -124,5 +124,3 @@ def cell_positions(cells: Tensor, width: int, time: int = 0) -> Tensor:
     """Flat indices (..., N) into a grid of `width` columns -> coordinates (..., N, 4)."""
     zero = torch.zeros_like(cells)
     return torch.stack([zero + time, cells // width, cells % width, zero], -1)
-
-

@@ -87,9 +87,7 @@ def denoise(
     return model.proj_out(_normalize(layout.split(joined)[1], shift, scale, model.norm_out.norm.eps))
 
 
-def encode_reference(
-    model: Flux2Transformer2DModel, image: Tensor, modulation: Modulation, rope: Rope, layout: Layout
-) -> None:
+def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: Modulation, rope: Rope, layout: Layout) -> None:
     """Run reference tokens (..., R, in_channels) through all layers.
 
     They see only each other, so nothing but them is needed; what is wanted, their keys and values, `layout.attend` keeps.
@@ -120,7 +118,13 @@ def _double(
 
 
 def _single(
-    block: torch.nn.Module, layer: int, x: Tensor, modulation: tuple[Tensor, ...], rope: Rope, layout: Layout, eps: float
+    block: torch.nn.Module,
+    layer: int,
+    x: Tensor,
+    modulation: tuple[Tensor, ...],
+    rope: Rope,
+    layout: Layout,
+    eps: float,
 ) -> Tensor:
     attn = block.attn
     shift, scale, gate = modulation

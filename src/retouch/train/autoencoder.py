@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from PIL import Image
 
+from retouch.models.latents import pictures_of, pixels_of
 from retouch.train.data import Source
 from retouch.train.loop import Stage, train
 
@@ -16,6 +17,7 @@ SIZES = ((64, 8), (128, 3), (256, 1))
 """(side in pixels, pictures a step): many small steps learn faster than few large ones; the norms must see large ones too."""
 SHARES = (0.7, 0.25, 0.05)
 KL_WEIGHT = 1e-4
+LATENT_CHANNELS = 16
 
 
 def build() -> AutoencoderKLFlux2:
@@ -24,7 +26,7 @@ def build() -> AutoencoderKLFlux2:
         block_out_channels=(16, 32, 64, 96),
         decoder_block_out_channels=(16, 24, 48, 96),
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=2,
         sample_size=512,
         mid_block_add_attention=False,
@@ -43,24 +45,14 @@ def _start_clear(vae: AutoencoderKLFlux2) -> None:
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.orthogonal_(module.weight, gain=0.1 if name.endswith("conv2") else 1.0)
             module.bias.zero_()
-    vae.quant_conv.weight[16:].zero_()
-    vae.quant_conv.bias[16:].fill_(-6)
-
-
-def to_pixels(pictures: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in -1..1, channels last."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
-    return (x.float() / 127.5 - 1).to(memory_format=torch.channels_last)
-
-
-def to_pictures(pixels: torch.Tensor) -> np.ndarray:
-    """The way back: (B, 3, H, W) in -1..1 -> (B, H, W, 3) uint8."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
+    vae.quant_conv.bias[LATENT_CHANNELS:].fill_(-6)
 
 
 def train_autoencoder(
-    vae: AutoencoderKLFlux2, source: Source, stage: Stage, folder: Path, device: torch.device, decoder_only: bool = False
-) -> None:
+    vae: AutoencoderKLFlux2, source: Source, stage: Stage, folder: Path, device: torch.device, decoder_only: bool = False,
+    seed: int = 0,
+) -> None:  # fmt: skip
     """Train in place. `decoder_only` keeps the encoder, and with it every latent, as it is."""
     vae.to(device, memory_format=torch.channels_last).train()
     for module in (vae.encoder, vae.quant_conv):
@@ -69,7 +61,7 @@ def train_autoencoder(
 
     def batch_at(rng: np.random.Generator) -> torch.Tensor:
         side, count = SIZES[rng.choice(len(SIZES), p=SHARES)]
-        return to_pixels(np.stack([source.picture(side, side, rng) for _ in range(count)]))
+        return pixels_of(np.stack([source.picture(side, side, rng) for _ in range(count)]), torch.device("cpu"), torch.float32)
 
     def loss_of(pixels: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pixels = pixels.to(device)
@@ -88,9 +80,9 @@ def train_autoencoder(
     fixed = np.stack([source.picture(128, 128, rng) for _ in range(8)])
 
     def sheet(path: Path) -> None:
-        decoded = vae.decode(vae.encode(to_pixels(fixed, device)).latent_dist.mode()).sample
-        rows = [np.concatenate(list(row), 1) for row in (fixed, to_pictures(decoded))]
+        decoded = vae.decode(vae.encode(pixels_of(fixed, device, torch.float32)).latent_dist.mode()).sample
+        rows = [np.concatenate(list(row), 1) for row in (fixed, pictures_of(decoded))]
         Image.fromarray(np.concatenate(rows, 0)).save(path)
 
-    train(stage, torch.nn.ModuleDict({"vae": vae}), batch_at, loss_of, folder, sheet)
+    train(stage, torch.nn.ModuleDict({"vae": vae}), batch_at, loss_of, folder, sheet, seed)
     vae.eval()

@@ -24,9 +24,7 @@ CODEPOINTS = {
     "ball": "26bd", "basketball": "1f3c0", "bell": "1f514",     "ghost": "1f47b", "snowman": "26c4", "diamond": "1f48e",     "backpack": "1f392", "teapot": "1fad6", }  # fmt: skip
 """Name in a prompt -> Unicode codepoint of its picture."""
 
-COLOURABLE = frozenset(
-    "car butterfly fish tulip heart balloon book backpack mushroom bell crab teapot".split()
-)
+COLOURABLE = frozenset("car butterfly fish tulip heart balloon book backpack mushroom bell crab teapot".split())
 """Concepts of one dominant hue, which may be asked for in any colour."""
 
 HUES = {"red": 0.99, "orange": 0.075, "yellow": 0.14, "green": 0.35, "blue": 0.60, "purple": 0.76, "pink": 0.91}

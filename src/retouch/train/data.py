@@ -137,9 +137,7 @@ class Source:
         side = int(rng.uniform(0.28, 0.62) * short)
         return int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1)), side
 
-    def paste(
-        self, base: np.ndarray, sticker: Sticker, x: int, y: int, side: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    def paste(self, base: np.ndarray, sticker: Sticker, x: int, y: int, side: int, rng: np.random.Generator) -> np.ndarray:
         """`base` with the sticker fitted into the square at (x, y), turned by up to 5 degrees."""
         sprite = Image.fromarray(self.sprite(sticker))
         if 2 * side < max(sprite.size):

@@ -6,7 +6,8 @@ some 25 masked ones, that more than halves the work of a sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,13 @@ joint: the same with the document in the sequence at the step's own timestep (FL
 SHIFT = 2.0
 """Of the schedule, sigma = s u / (1 + (s - 1) u), in training and in the checkpoint's scheduler."""
 
-SIZES = {(128, 128): 0.70, (128, 192): 0.06, (192, 128): 0.06, (256, 256): 0.13, (384, 320): 0.03, (512, 512): 0.02}
+SIZES = {(128, 128): 0.78, (128, 192): 0.05, (192, 128): 0.05, (256, 256): 0.12}
 """(height, width) -> share of the batches."""
 
-TOKENS = 5200
+EDITS = 44
+"""Edits a step at 128 x 128, for the printed rate."""
+
+TOKENS = 2600
 """About how many tokens a step trains on; the number of documents follows from their size."""
 
 
@@ -66,6 +70,10 @@ class Noised:
     known: Tensor
     positions: Tensor
 
+    def at(self, x: Tensor, sigma: Tensor) -> Noised:
+        """The same edits further down: `x` (E, N, C) at `sigma` (E,)."""
+        return replace(self, x=x, sigma=sigma)
+
 
 def noised(batch: Batch, mode: str, sigma: Tensor, noise: torch.Generator, device: torch.device) -> Noised:
     docs, edits = batch.target.shape[:2]
@@ -92,9 +100,7 @@ def noised(batch: Batch, mode: str, sigma: Tensor, noise: torch.Generator, devic
 class Velocity:
     """The model as training sees it: padded batches of D documents with M edits each."""
 
-    def __init__(
-        self, transformer: Flux2Transformer2DModel, encoder: Qwen3ForCausalLM, tokenizer: Qwen2TokenizerFast
-    ) -> None:
+    def __init__(self, transformer: Flux2Transformer2DModel, encoder: Qwen3ForCausalLM, tokenizer: Qwen2TokenizerFast) -> None:
         self.transformer, self.encoder, self.tokenizer = transformer, encoder, tokenizer
 
     def prompts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -107,20 +113,22 @@ class Velocity:
         index = torch.tensor([distinct.index(text) for text in texts], device=embedded.device)
         return embedded[index], tokens["attention_mask"].bool()[index]
 
-    def __call__(self, batch: Batch, step: Noised, mode: str, text: tuple[Tensor, Tensor]) -> Tensor:
-        """Velocity (E, N, C)."""
+    def __call__(
+        self, batch: Batch, step: Noised, mode: str, text: tuple[Tensor, Tensor],
+        keys: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Velocity (E, N, C). `keys` are the documents' where they are known from an earlier call."""
         embedded, text_valid = text
         edits = batch.target.shape[1]
         document = batch.document.to(step.x.device)
-        place = cell_positions(torch.arange(document.shape[1], device=document.device), batch.grid[1], time=10)
         image, positions, valid = step.x, step.positions, step.valid
-        keys: list[tuple[Tensor, Tensor]] = []
         if mode == "joint":
+            keys = []
             image = torch.cat([image, document.repeat_interleave(edits, 0)], 1)
-            positions = torch.cat([positions, place.expand(len(image), -1, -1)], 1)
+            positions = torch.cat([positions, _place(batch).to(image.device).expand(len(image), -1, -1)], 1)
             valid = F.pad(valid, (0, document.shape[1]), value=True)
-        else:
-            keys = self._reference(document, place)
+        elif keys is None:
+            keys = self.reference(batch, step.x.device)
         text_positions = torch.zeros(*embedded.shape[:2], 4, dtype=torch.int64, device=image.device)
         text_positions[..., 3] = torch.arange(embedded.shape[1], device=image.device)
         rope = flux.rope_of(self.transformer, torch.cat([text_positions, positions], 1))
@@ -132,13 +140,18 @@ class Velocity:
         modulation = flux.modulate_at(self.transformer, step.sigma)
         return flux.denoise(self.transformer, image, embedded, _broadcast(modulation), rope, layout)[:, : step.x.shape[1]]
 
-    def _reference(self, document: Tensor, place: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def reference(self, batch: Batch, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, (D, R, heads, head_dim): self-attending, modulated at timestep 0."""
         layout = Padded()
-        at_zero = flux.modulate_at(self.transformer, torch.zeros(1, device=document.device))
-        rope = flux.rope_of(self.transformer, place)
-        flux.encode_reference(self.transformer, document, _broadcast(at_zero), rope, layout)
+        at_zero = flux.modulate_at(self.transformer, torch.zeros(1, device=device))
+        rope = flux.rope_of(self.transformer, _place(batch).to(device))
+        flux.encode_reference(self.transformer, batch.document.to(device), _broadcast(at_zero), rope, layout)
         return layout.seen
+
+
+def _place(batch: Batch) -> Tensor:
+    """Positions (R, 4) of the document as first reference."""
+    return cell_positions(torch.arange(batch.document.shape[1]), batch.grid[1], time=10)
 
 
 class Padded:
@@ -195,7 +208,7 @@ def loss_weights(vae: AutoencoderKLFlux2) -> Tensor:
 
 def train_flow(
     transformer: Flux2Transformer2DModel, encoder: Qwen3ForCausalLM, tokenizer: Qwen2TokenizerFast, scenes: Scenes,
-    weights: Tensor, stage: Stage, folder: Path, device: torch.device,
+    weights: Tensor, stage: Stage, folder: Path, device: torch.device, sheet: Callable[[Path], None], seed: int = 0,
 ) -> None:  # fmt: skip
     """Train transformer and text encoder together, in place."""
     velocity = Velocity(transformer.to(device).train(), encoder.to(device).train(), tokenizer)
@@ -213,4 +226,4 @@ def train_flow(
         return loss, {mode: float(loss.detach()), "documents": len(batch.document)}
 
     modules = torch.nn.ModuleDict({"transformer": transformer, "encoder": encoder})
-    train(stage, modules, lambda rng: draw(scenes, rng), loss_of, folder)
+    train(stage, modules, lambda rng: draw(scenes, rng), loss_of, folder, sheet, seed)

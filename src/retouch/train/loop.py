@@ -88,9 +88,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay, fused=True)
     ema = Ema(parameters, stage.ema)
     path = folder / f"{stage.name}.pt"
     first = _resume(path, modules, optimizer, ema)

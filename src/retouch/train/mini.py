@@ -1,10 +1,123 @@
-import argparse, logging
+"""`retouch train mini`: from packages to the bundled checkpoint, stage by stage, each resumable where it was killed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
 import torch
-from retouch.train.autoencoder import build, train_autoencoder
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline
+
+from retouch.edit import InvalidOption
+from retouch.train import autoencoder, distill, flow, text
 from retouch.train.data import Source
 from retouch.train.loop import Stage
-logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-torch.manual_seed(0)
-vae = build()
-train_autoencoder(vae, Source(Path("/work/data")), Stage("autoencoder", 5500, 4e-4, 7, sheet_every=500), Path("/work/train"), torch.device("cpu"))
+from retouch.train.scenes import Scenes, measure_latents
+from retouch.train.sheets import edit_sheet
+
+log = logging.getLogger(__name__)
+
+STAGES = ("autoencoder", "flow", "distill", "decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of each stage. `scenes` counts those of 128 x 128; larger ones are fewer by their area."""
+
+    autoencoder: int = 2700
+    flow: int = 3000
+    distill: int = 500
+    decoder: int = 1000
+    scenes: int = 3000
+    seed: int = 0
+
+
+def main(argv: list[str]) -> int:
+    plan = Plan()
+    parser = argparse.ArgumentParser(prog="retouch train mini", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, scenes and sample sheets (%(default)s)")
+    parser.add_argument("--data", type=Path, help="where the packages with the pictures are kept (WORK/data)")
+    parser.add_argument("--out", type=Path, help="the checkpoint's folder (WORK/retouch-mini)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage, and write what is there")
+    for name, value in asdict(plan).items():
+        what = {"scenes": "scenes of 128 px", "seed": "of data, noise and weights"}.get(name, "steps")
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{what} (%(default)s)")
+    args = parser.parse_args(argv)
+    logging.getLogger("retouch").setLevel(logging.INFO)
+    plan = Plan(**{name: getattr(args, name) for name in asdict(plan)})
+    if min(asdict(plan).values()) < 0:
+        raise InvalidOption("steps, scenes and seed cannot be negative.")
+    run(
+        plan,
+        args.work,
+        args.data or args.work / "data",
+        args.out or args.work / "retouch-mini",
+        args.device,
+        args.until,
+    )
+    return 0
+
+
+def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: str) -> None:
+    """All stages up to `until`. After flow and after distillation the checkpoint is written, the teacher's as OUT-teacher."""
+    device, last = torch.device(device_name), STAGES.index(until)
+    torch.manual_seed(plan.seed)
+    source = Source(data)
+    vae, tokenizer = autoencoder.build(), text.build_tokenizer()
+    encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
+    stage = Stage("autoencoder", plan.autoencoder, lr=4e-4, samples=7)
+    autoencoder.train_autoencoder(vae, source, stage, work, device, seed=plan.seed)
+    measure_latents(vae, source, pictures=800, device=device, seed=plan.seed)
+    if last == 0:
+        return
+    scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
+    weights = flow.loss_weights(vae)
+    parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer}
+
+    def sheet(path: Path) -> None:
+        edit_sheet(pipeline_of(parts), source, path)
+
+    stage = Stage("flow", plan.flow, lr=1e-3, samples=flow.EDITS, warmup=200, ema=0.998, sheet_every=500)
+    flow.train_flow(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
+    write(parts, out.with_name(out.name + "-teacher"), steps=28)
+    if last >= 2:
+        stage = Stage("distill", plan.distill, lr=2e-4, samples=flow.EDITS // 2, warmup=50, ema=0.99, sheet_every=200)
+        distill.train_distilled(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
+    if last >= 3:
+        stage = Stage("decoder", plan.decoder, lr=2e-4, samples=7, ema=0.995, sheet_every=500)
+        autoencoder.train_autoencoder(vae, source, stage, work, device, decoder_only=True, seed=plan.seed)
+    write(parts, out, steps=distill.STEPS)
+
+
+def scene_counts(base: int) -> dict[tuple[int, int], int]:
+    """How many scenes of each size: as many pixels for a share as at 128 x 128."""
+    shares = flow.SIZES
+    most = shares[128, 128]
+    return {
+        size: max(24, round(base * share / most * (128 * 128 / (size[0] * size[1])) ** 0.5)) for size, share in shares.items()
+    }
+
+
+def pipeline_of(parts: dict[str, Any]) -> Flux2KleinKVPipeline:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.SHIFT)
+    return Flux2KleinKVPipeline(scheduler=scheduler, **parts)
+
+
+def write(parts: dict[str, Any], out: Path, steps: int) -> None:
+    """The diffusers directory in bfloat16, and `retouch.json`, which says how it is run."""
+    kept = {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    kept = {name: {k: v.detach().float().cpu().clone() for k, v in state.items()} for name, state in kept.items()}
+    pipeline_of(parts).to("cpu", torch.bfloat16).save_pretrained(out)
+    settings = {
+        "steps": steps, "guidance": None, "out_layers": text.OUT_LAYERS, "max_sequence_length": text.MAX_LENGTH,
+        "pad_prompts": False, "max_side": 512,
+    }  # fmt: skip
+    (out / "retouch.json").write_text(json.dumps(settings, indent=1) + "\n")
+    for name, state in kept.items():  # saving has rounded the live weights: give them their precision back
+        parts[name].float().load_state_dict(state)
+    log.info("wrote %s", out)

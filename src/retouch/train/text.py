@@ -24,7 +24,8 @@ def build_tokenizer() -> Qwen2TokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=[PAD, END], show_progress=False)
+        corpus,
+        trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=[PAD, END], show_progress=False),
     )
     tokenizer = Qwen2TokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, unk_token=PAD)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}" + END
