@@ -49,7 +49,8 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: l
         rows = slice(span.start, span.stop)
         more = [(keys, values) for wide, keys, values in shared if wide.start <= span.start and span.stop <= wide.stop]
         keys, values = (torch.cat(parts) for parts in zip((k[rows], v[rows]), *more, strict=True))
-        mixed = F.scaled_dot_product_attention(*(t.transpose(0, 1)[None] for t in (q[rows], keys, values)))
+        queries, keys, values = (t.transpose(0, 1)[None] for t in (q[rows], keys, values))
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
         out[rows] = mixed[0].transpose(0, 1)
     return out
 

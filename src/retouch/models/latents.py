@@ -1,4 +1,4 @@
-"""Pixels to latent tokens and back, through an `AutoencoderKLFlux2`: one token is a 16 x 16 pixel cell (8 x 8 latents, 2 x 2 patches)."""
+"""Pixels to latent tokens and back, through an `AutoencoderKLFlux2`: one token is a cell of 16 x 16 pixels, 2 x 2 latents."""
 
 from __future__ import annotations
 
@@ -77,5 +77,6 @@ def cells_of(mask: np.ndarray, side: int, dilate: int = 1) -> np.ndarray:
     cells = padded.reshape(height, side, width, side).any((1, 3))
     for _ in range(dilate):
         wide = np.pad(cells, 1)
-        cells = np.logical_or.reduce([wide[y : y + height, x : x + width] for y in range(3) for x in range(3)])
+        neighbours = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        cells = np.stack(neighbours).any(0)
     return cells

@@ -9,7 +9,7 @@ Source: Flux2Transformer2DModel in diffusers 0.42, after https://github.com/blac
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class Layout(Protocol):
         """Attention over joined, rotated tokens; layers count from the first double block on."""
 
 
-Rope = tuple[Tensor, Tensor]
-"""cos and sin, (..., tokens, 1, head_dim // 2) each, over text + image tokens, float32."""
+Rope = Tensor
+"""exp(i angle), (..., tokens, 1, head_dim // 2) complex64, over the joined tokens."""
 
 
 class Modulation(NamedTuple):
@@ -64,7 +64,7 @@ def rope_of(model: Flux2Transformer2DModel, positions: Tensor) -> Rope:
         rates = model.pos_embed.theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
         angles.append(positions[..., axis, None].double() * rates)
     angle = torch.cat(angles, -1).unsqueeze(-2)
-    return angle.cos().float(), angle.sin().float()
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
 def denoise(
@@ -94,8 +94,9 @@ def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: 
     """
     image, layer, eps = model.x_embedder(image), 0, model.config.eps
     for block in model.transformer_blocks:
-        q, k, v = _image_heads(block.attn, _normalize(image, *modulation.image[:2], eps))
-        out = layout.attend(layer, _rotate(q, rope), _rotate(k, rope), v).flatten(-2)
+        qk, v = _image_heads(block.attn, _normalize(image, modulation.image[0], modulation.image[1], eps))
+        q, k = _rotate(qk, rope).chunk(2, -2)
+        out = layout.attend(layer, q, k, v).flatten(-2)
         image = _after_attention(image, out, block.attn.to_out[0], block.ff, modulation.image, eps)
         layer += 1
     for block in model.single_transformer_blocks:
@@ -104,21 +105,22 @@ def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: 
 
 
 def _double(
-    block: torch.nn.Module, layer: int, image: Tensor, text: Tensor, modulation: Modulation, rope: Rope, layout: Layout,
+    block: Any, layer: int, image: Tensor, text: Tensor, modulation: Modulation, rope: Rope, layout: Layout,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     attn = block.attn
-    of_image = _image_heads(attn, _normalize(image, *modulation.image[:2], eps))
-    of_text = _text_heads(attn, _normalize(text, *modulation.text[:2], eps))
-    q, k, v = (layout.join(t, i, -3) for t, i in zip(of_text, of_image, strict=True))
-    out_text, out_image = layout.split(layout.attend(layer, _rotate(q, rope), _rotate(k, rope), v).flatten(-2))
+    of_image = _image_heads(attn, _normalize(image, modulation.image[0], modulation.image[1], eps))
+    of_text = _text_heads(attn, _normalize(text, modulation.text[0], modulation.text[1], eps))
+    qk, v = (layout.join(t, i, -3) for t, i in zip(of_text, of_image, strict=True))
+    q, k = _rotate(qk, rope).chunk(2, -2)
+    out_text, out_image = layout.split(layout.attend(layer, q, k, v).flatten(-2))
     image = _after_attention(image, out_image, attn.to_out[0], block.ff, modulation.image, eps)
     text = _after_attention(text, out_text, attn.to_add_out, block.ff_context, modulation.text, eps)
     return image, text
 
 
 def _single(
-    block: torch.nn.Module,
+    block: Any,
     layer: int,
     x: Tensor,
     modulation: tuple[Tensor, ...],
@@ -129,26 +131,33 @@ def _single(
     attn = block.attn
     shift, scale, gate = modulation
     wide = attn.to_qkv_mlp_proj(_normalize(x, shift, scale, eps))
-    q, k, v, gated, linear = wide.split([attn.inner_dim] * 3 + [attn.mlp_hidden_dim] * 2, -1)
-    q, k, v = (part.unflatten(-1, (attn.heads, attn.head_dim)) for part in (q, k, v))
-    out = layout.attend(layer, _rotate(attn.norm_q(q), rope), _rotate(attn.norm_k(k), rope), v).flatten(-2)
-    return torch.addcmul(x, gate, attn.to_out(torch.cat([out, F.silu(gated) * linear], -1)))
+    qk, v, gated, linear = wide.split([2 * attn.inner_dim, attn.inner_dim, attn.mlp_hidden_dim, attn.mlp_hidden_dim], -1)
+    q, k = _rotate(_norm_heads(qk, attn.norm_q, attn.norm_k), rope).chunk(2, -2)
+    out = layout.attend(layer, q, k, v.unflatten(-1, (attn.heads, attn.head_dim))).flatten(-2)
+    of_attention, of_mlp = attn.to_out.weight.split([attn.inner_dim, attn.mlp_hidden_dim], -1)
+    return torch.addcmul(x, gate, F.linear(out, of_attention) + F.linear(F.silu(gated) * linear, of_mlp))
 
 
-def _image_heads(attn: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (linear(x).unflatten(-1, (attn.heads, attn.head_dim)) for linear in (attn.to_q, attn.to_k, attn.to_v))
-    return attn.norm_q(q), attn.norm_k(k), v
+def _image_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalized queries and keys side by side, (..., tokens, 2 heads, head_dim), and values."""
+    qk = torch.cat([attn.to_q(x), attn.to_k(x)], -1)
+    return _norm_heads(qk, attn.norm_q, attn.norm_k), attn.to_v(x).unflatten(-1, (attn.heads, attn.head_dim))
 
 
-def _text_heads(attn: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    linears = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    q, k, v = (linear(x).unflatten(-1, (attn.heads, attn.head_dim)) for linear in linears)
-    return attn.norm_added_q(q), attn.norm_added_k(k), v
+def _text_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    qk = torch.cat([attn.add_q_proj(x), attn.add_k_proj(x)], -1)
+    return _norm_heads(qk, attn.norm_added_q, attn.norm_added_k), attn.add_v_proj(x).unflatten(-1, (attn.heads, attn.head_dim))
 
 
-def _after_attention(
-    x: Tensor, out: Tensor, project: torch.nn.Module, ff: torch.nn.Module, modulation: tuple[Tensor, ...], eps: float
-) -> Tensor:
+def _norm_heads(qk: Tensor, of_q: torch.nn.RMSNorm, of_k: torch.nn.RMSNorm) -> Tensor:
+    """RMS norm of queries and keys in one go: (..., 2 heads * head_dim) -> (..., 2 heads, head_dim)."""
+    dim = of_q.normalized_shape[0]
+    heads = qk.unflatten(-1, (2, -1, dim))
+    weight = torch.stack([of_q.weight, of_k.weight]).unsqueeze(1)
+    return (F.rms_norm(heads, (dim,), eps=of_q.eps) * weight).flatten(-3, -2)
+
+
+def _after_attention(x: Tensor, out: Tensor, project: Any, ff: Any, modulation: tuple[Tensor, ...], eps: float) -> Tensor:
     """The gated residual of attention, then the feed-forward half of a double block, for either stream."""
     gate, shift_ff, scale_ff, gate_ff = modulation[2:]
     x = torch.addcmul(x, gate, project(out))
@@ -161,6 +170,5 @@ def _normalize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:
-    cos, sin = rope
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)

@@ -44,6 +44,7 @@ def _start_clear(vae: AutoencoderKLFlux2) -> None:
     for name, module in vae.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.orthogonal_(module.weight, gain=0.1 if name.endswith("conv2") else 1.0)
+            assert module.bias is not None
             module.bias.zero_()
     vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
     vae.quant_conv.bias[LATENT_CHANNELS:].fill_(-6)

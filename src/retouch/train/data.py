@@ -193,14 +193,14 @@ def load_photos(folder: Path) -> list[np.ndarray]:
     cache = folder / f"photos-{PHOTO_SIDE}.npz"
     if not cache.exists():
         paths = [max(images, key=lambda p: p.stat().st_size) for images in _wallpapers(folder)]
-        photos = {}
+        photos: list[np.ndarray] = []
         for path in paths:
-            with Image.open(path) as image:
-                image.draft("RGB", (PHOTO_SIDE, PHOTO_SIDE))
-                image = image.convert("RGB")
-                image.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX)
-                photos[f"{len(photos):03d}"] = np.asarray(image)
-        np.savez(cache, **photos)
+            with Image.open(path) as file:
+                file.draft("RGB", (PHOTO_SIDE, PHOTO_SIDE))
+                image = file.convert("RGB")
+            image.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX)
+            photos.append(np.asarray(image))
+        np.savez(cache, *photos)
         log.info("decoded %d training photos", len(photos))
     with np.load(cache) as stored:
-        return [stored[name] for name in sorted(stored.files)]
+        return [stored[name] for name in stored.files]

@@ -108,7 +108,7 @@ def train(
                 group["lr"] = stage.lr_at(step)
             loss, metrics = loss_of(batch, noise.manual_seed(hash((seed, stage_seed, step)) % 2**63))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
             optimizer.step()
             ema.update(step)

@@ -72,7 +72,7 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
     stage = Stage("autoencoder", plan.autoencoder, lr=4e-4, samples=7)
     autoencoder.train_autoencoder(vae, source, stage, work, device, seed=plan.seed)
-    measure_latents(vae, source, pictures=800, device=device, seed=plan.seed)
+    measure_latents(vae, source, work / "statistics.pt", device, plan.seed)
     if last == 0:
         return
     scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
