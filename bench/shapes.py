@@ -83,4 +83,4 @@ def build(name: str, device: torch.device, dtype: torch.dtype) -> Flux2:
         text_encoder=text_encoder, tokenizer=tokenizer,
     )  # fmt: skip
     family = Family(cached=True, out_layers=(1, 2, 3), pad_prompts=shape.pad_prompts, max_side=max(shape.side, 512))
-    return Flux2(pipeline.to(device, dtype), family, f"{name} of random weights")
+    return Flux2(pipeline.to(device), family, f"{name} of random weights")

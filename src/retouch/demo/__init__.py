@@ -174,8 +174,8 @@ def _report(results: Sequence[Result], setting: dict[str, Any]) -> None:
     notes += [
         f"Outside the mask all {len(PATHS) * len(results)} pictures are their document, bit for bit (checked).",
         f"In short: {len(results)} edits took Retouch {sums['Retouch']:.2f} s and the faster plain pipeline "
-        f"{min(sums['inpaint'], sums['KV']):.2f} s, {speedup:.1f} times as fast; Retouch computed {computed / whole:.0%} of the "
-        f"image tokens and had the document at hand in {hits} of {len(results)} edits.",
+        f"{min(sums['inpaint'], sums['KV']):.2f} s, {speedup:.1f} times as fast; Retouch computed {computed / whole:.0%} of "
+        f"the image tokens and had the document at hand in {hits} of {len(results)} edits.",
     ]
     for note in notes:
         console.print(note, highlight=False)

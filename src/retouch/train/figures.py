@@ -27,6 +27,8 @@ IDENTICAL = 60.0
 
 HALOS = (0, 1, 2, 3, 4)
 MASK_SHARE = 0.11
+RENDERS = 8
+"""Clean renders of each concept that the classifier itself is judged on, on average."""
 
 
 class Editor(Protocol):
@@ -206,7 +208,9 @@ def coloured(image: np.ndarray, case: Case) -> bool:
 
 def classifier_figures(classifier: Classifier, source: Source, seed: int) -> list[Figure]:
     """The judge judged, on clean renders of the seen concepts over the held-out photos."""
-    tiles, labels = renders(source, classifier.names, np.random.default_rng([seed, 12]), 8 * len(classifier.names), rough=False)
+    tiles, labels = renders(
+        source, classifier.names, np.random.default_rng([seed, 12]), RENDERS * len(classifier.names), rough=False
+    )
     ranked = classifier.ranked(tiles)
     return [
         share("classifier, top-1 on clean renders", (ranked[:, 0] == labels).tolist()),

@@ -21,6 +21,9 @@ from retouch.train.sheets import edit_sheet
 
 log = logging.getLogger(__name__)
 
+STATISTICS = 800
+"""Pictures from which the latents' mean and variance are measured."""
+
 STAGES = ("autoencoder", "flow", "distill", "decoder")
 
 
@@ -72,7 +75,7 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
     stage = Stage("autoencoder", plan.autoencoder, lr=4e-4, samples=7)
     autoencoder.train_autoencoder(vae, source, stage, work, device, seed=plan.seed)
-    measure_latents(vae, source, work / "statistics.pt", device, plan.seed)
+    measure_latents(vae, source, work / "statistics.pt", device, plan.seed, STATISTICS)
     if last == 0:
         return
     scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)

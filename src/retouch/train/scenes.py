@@ -50,7 +50,7 @@ class Batch:
 
 
 def measure_latents(
-    vae: AutoencoderKLFlux2, source: Source, path: Path, device: torch.device, seed: int, pictures: int = 800
+    vae: AutoencoderKLFlux2, source: Source, path: Path, device: torch.device, seed: int, pictures: int
 ) -> None:
     """Set the batch norm's running statistics from random pictures; they are kept in `path`."""
     if not path.exists():

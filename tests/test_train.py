@@ -1,0 +1,176 @@
+"""Training goes on after a kill as if nothing had happened, sees what serving sees, and makes a checkpoint that loads."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import retouch
+import tiny
+from retouch.edit import Edit, RetouchError
+from retouch.models.base import Document, Frame, Job, Prompt
+from retouch.models.flux2 import Flux2
+from retouch.train import data, mini
+from retouch.train.concepts import CODEPOINTS, HELD_OUT, HUES, SEEN, Sticker, caption, hue_name, recolour
+from retouch.train.distill import schedule
+from retouch.train.flow import MODES, Velocity, noised
+from retouch.train.loop import Stage, train
+from retouch.train.scenes import Batch
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks as if the packages had been fetched, with one coloured disc for each concept."""
+    folder = tmp_path_factory.mktemp("packages")
+    with tarfile.open(folder / "lobehub-fluent-emoji-3d-0.tgz", "w:gz") as archive:
+        for index, point in enumerate(CODEPOINTS.values()):
+            y, x = np.mgrid[-1:1:64j, -1:1:64j]
+            disc = np.zeros((64, 64, 4), np.uint8)
+            disc[..., :3] = np.random.default_rng(index).integers(0, 256, 3)
+            disc[..., 3] = 255 * (x**2 + y**2 < 0.9)
+            file = io.BytesIO()
+            Image.fromarray(disc).save(file, "WEBP", lossless=True)
+            member = tarfile.TarInfo(f"package/assets/{point}.webp")
+            member.size = len(file.getvalue())
+            archive.addfile(member, io.BytesIO(file.getvalue()))
+    for package in data.WALLPAPERS:
+        (folder / f"{package}_1_all.deb").touch()
+        (folder / package).mkdir()
+    np.savez(folder / f"photos-{data.PHOTO_SIDE}.npz", tiny.photo(300, 400, 1), tiny.photo(280, 300, 2))
+    return folder
+
+
+def run(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    modules = torch.nn.ModuleDict({"linear": torch.nn.Linear(4, 4)})
+    count = 0
+
+    def loss_of(batch: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal count
+        if count == stop_at:
+            raise KeyboardInterrupt
+        count += 1
+        return (modules["linear"](batch) - torch.randn(batch.shape, generator=noise)).square().mean(), {}
+
+    def batch_at(rng: np.random.Generator) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(size=(8, 4))).float()
+
+    train(Stage("stage", steps, lr=0.1, samples=8, warmup=3, save_every=0.0), modules, batch_at, loss_of, folder)
+    return modules.state_dict()
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    straight = run(tmp_path / "straight", 12)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", 12, stop_at=7)
+    resumed = run(tmp_path / "killed", 12)
+    for name, value in straight.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_held_out_concepts_are_a_tenth_or_so_and_never_seen() -> None:
+    assert 0.05 < len(HELD_OUT) / len(CODEPOINTS) < 0.25
+    assert not HELD_OUT & set(SEEN)
+
+
+def test_captions_ask_for_what_changes() -> None:
+    rng = np.random.default_rng(0)
+    car, blue, apple = Sticker("car"), Sticker("car", "blue"), Sticker("red apple")
+    for _ in range(20):
+        assert "red apple" in caption(None, apple, rng)
+        assert "blue" in caption(car, blue, rng)
+        assert caption(car, None, rng).split()[0] in ("remove", "erase")
+        assert "red apple" in caption(car, apple, rng)
+    assert "an owl" in {caption(None, Sticker("owl"), rng) for _ in range(50)}
+
+
+@pytest.mark.parametrize("colour", list(HUES))
+def test_recolour_turns_the_dominant_hue(colour: str) -> None:
+    sprite = np.zeros((8, 8, 4), np.uint8)
+    sprite[...] = (220, 40, 30, 255)
+    turned = recolour(sprite, colour)[0, 0, :3] / 255
+    assert hue_name(tuple(turned)) == colour
+
+
+def test_states_of_a_scene_differ_only_inside_its_mask(packages: Path) -> None:
+    source = data.Source(packages)
+    for seed in range(20):
+        scene = source.scene(64, 96, np.random.default_rng(seed))
+        for picture in scene.pictures[1:]:
+            changed = (picture != scene.pictures[0]).any(2)
+            assert changed.any()
+            assert not (changed & ~scene.mask).any()
+    again = source.scene(64, 96, np.random.default_rng(19))
+    assert np.array_equal(again.pictures, scene.pictures)
+
+
+def test_a_missing_packager_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RetouchError, match="npm"):
+        data.fetch(tmp_path / "data")
+
+
+def test_the_distilled_schedule_is_the_schedulers_own() -> None:
+    pipeline = mini.pipeline_of({name: part for name, part in tiny.parts().items() if name != "scheduler"})
+    model = Flux2(pipeline, tiny.model("Flux2KleinKVPipeline").family)
+    assert model.sigmas(4, 64) == pytest.approx(schedule(4), abs=1e-6)
+    assert schedule(28)[::7] == pytest.approx(schedule(4))
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_training_and_serving_compute_the_same_velocity(mode: str) -> None:
+    model = tiny.model("Flux2KleinPipeline" if mode == "joint" else "Flux2KleinKVPipeline")
+    generator = torch.Generator().manual_seed(0)
+    prompts = ["a red apple", "remove it", "make the car blue", "an owl"]
+    cells = torch.tensor([[1, 2, 5, 6, 9], [0, 1, 4, 0, 0]])
+    inside = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    batch = Batch(
+        torch.randn(2, 12, 16, generator=generator), torch.randn(2, 2, 12, 16, generator=generator), prompts, cells, inside, (3, 4)
+    )
+    sigma = torch.tensor([0.9, 0.4, 1.0, 0.1])
+    step = noised(batch, mode, sigma, generator, torch.device("cpu"))
+    velocity = Velocity(model.transformer, model.text_encoder, model.tokenizer)
+    with torch.no_grad():
+        trained = velocity(batch, step, mode, velocity.prompts(prompts))
+    for row, text in enumerate(prompts):
+        document = _document(model, batch.document[row // 2].view(3, 4, 16))
+        of = inside[row // 2] if mode == "mask" else torch.ones(12, dtype=torch.bool)
+        index = cells[row // 2][of] if mode == "mask" else torch.arange(12)
+        job = _job(document, model.encode_prompt(text), index, step.x[row][of], float(sigma[row]))
+        model.step([job])
+        served = (step.x[row][of] - job.latents) / sigma[row]
+        assert float((served - trained[row][of]).norm() / served.norm()) < 1e-4
+
+
+def _document(model: Flux2, tokens: torch.Tensor) -> Document:
+    image = np.zeros((48, 64, 3), np.uint8)
+    model._encode = lambda pixels: tokens  # type: ignore[method-assign]
+    return model.encode_document(Frame((0, 0, 64, 48), 1.0, image, (), str(tokens.sum())))
+
+
+def _job(document: Document, prompt: Prompt, cells: torch.Tensor, x: torch.Tensor, sigma: float) -> Job:
+    edit = Edit(np.zeros((48, 64, 3), np.uint8), "a")
+    frame = Frame((0, 0, 64, 48), 1.0, edit.image, (), "")
+    return Job(edit, frame, document, prompt, None, None, cells, None, x, x, (sigma, 0.0))
+
+
+def test_train_mini_makes_a_checkpoint_that_edits(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mini.flow, "SIZES", {(128, 128): 1.0})
+    monkeypatch.setattr(mini, "STATISTICS", 8)
+    counts = "--autoencoder 1 --flow 1 --distill 1 --decoder 1 --scenes 1 --device cpu".split()
+    assert mini.main(["--work", str(tmp_path), "--data", str(packages), *counts]) == 0
+    out = tmp_path / "retouch-mini"
+    assert sum(f.stat().st_size for f in out.rglob("*.safetensors")) < 60e6
+    image = tiny.photo(128, 128)
+    mask = np.zeros((128, 128), bool)
+    mask[40:80, 40:80] = True
+    answer = retouch.load(str(out), dtype="float32").edit([Edit(image, "a red apple", mask)])[0]
+    assert answer.usage.steps == 4
+    assert np.array_equal(answer.image[~mask], image[~mask])
+    assert {f.name.split("-")[0] for f in tmp_path.glob("*.png")} >= {"autoencoder", "flow", "distill", "decoder"}
