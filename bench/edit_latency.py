@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         if args.rounds < 1 or args.steps < 1:
             raise InvalidOption("give at least one round and one step.")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline, Flux2KleinPipeline
-from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor
 from PIL import Image
 
 from ceiling import decoder, encoder, kv_steps, plain_steps, prompt
 from retouch import picture
 from retouch.edit import Edit
 from retouch.models.flux2 import Flux2
+from retouch.models.peer import PLAIN
 from timing import Clock, Sample
 
 PIPELINES = {"KV": Flux2KleinKVPipeline, "plain": Flux2KleinPipeline}
@@ -34,17 +34,18 @@ class Peer:
         self.name = f"{kind} {'compiled' if compiled else 'eager'}"
         transformer, vae = _share(model.transformer), _share(model.vae)
         if kind == "plain":
+            double, single = PLAIN  # a transformer that served a KV pipeline keeps its processors
             for block in transformer.transformer_blocks:
-                block.attn.set_processor(Flux2AttnProcessor())
+                block.attn.set_processor(double())
             for block in transformer.single_transformer_blocks:
-                block.attn.set_processor(Flux2ParallelSelfAttnProcessor())
+                block.attn.set_processor(single())
         self.pipeline = PIPELINES[kind](
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(model._schedule), transformer=transformer, vae=vae,
             text_encoder=model.text_encoder, tokenizer=model.tokenizer,
         )  # fmt: skip
         self.pipeline.set_progress_bar_config(disable=True)
         if compiled:
-            transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+            transformer.compile_repeated_blocks(dynamic=False)
             vae.encoder.compile(dynamic=False)
             vae.decoder.compile(dynamic=False)
         self._calls, self._marks = 0, [0.0, 0.0]

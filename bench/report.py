@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from retouch.record import Record
@@ -14,6 +15,7 @@ from timing import STAGES
 from variants import Settings, Variant
 
 SUITE = "edit_latency"
+COLUMNS = ("mask", "encode ms", "denoise ms", "p10 - p90", "of ceiling", "finish ms", "edit ms", "edits/s", "of ceiling")
 
 
 def rows_of(
@@ -31,23 +33,13 @@ def rows_of(
         for stage in (*STAGES, "edit"):
             seconds, flops = variant.spread(stage), float(np.median([sample.flops[stage] for sample in variant.samples]))
             spread = {"low": seconds.low, "high": seconds.high, "n": seconds.n}
-            row = Record(
-                SUITE, stage, seconds.median, "s", **spread, ceiling=flops / rate, **where, extra=said | {"flops": flops}
-            )
+            measured = said | {"flops": flops}
+            row = Record(SUITE, stage, seconds.median, "s", **spread, ceiling=flops / rate, **where, extra=measured)
             rows.append(row)
             if stage in ("denoise", "edit"):
-                spread = {"low": variant.batch / seconds.high, "high": variant.batch / seconds.low, "n": seconds.n}
-                most = variant.batch * rate / flops
-                rows.append(
-                    replace(
-                        row,
-                        name=f"{stage}s_per_second",
-                        value=variant.batch / seconds.median,
-                        unit="1/s",
-                        ceiling=most,
-                        **spread,
-                    )
-                )
+                edits = variant.batch
+                spread = {"low": edits / seconds.high, "high": edits / seconds.low, "ceiling": edits * rate / flops}
+                rows.append(replace(row, name=f"{stage}s_per_second", value=edits / seconds.median, unit="1/s", **spread))
         if "compiled" in variant.name:
             compiling = max(0.0, variant.first - variant.spread("edit").median)
             rows.append(Record(SUITE, "compile", compiling, "s", **where, extra=said))
@@ -55,26 +47,15 @@ def rows_of(
 
 
 def table_of(made: Sequence[Variant], rate: float, where: dict[str, Any], title: str) -> Table:
-    table = Table(
-        title=f"{title}\n{where['device']}, {where['threads']} threads, {where['dtype']}, products at {rate / 1e12:.2f} TFLOP/s"
-    )
+    machine = f"{where['device']}, {where['threads']} threads, {where['dtype']}, products at {rate / 1e12:.2f} TFLOP/s"
+    table = Table(title=f"{title}\n{machine}")
     table.add_column("variant")
-    for column in (
-        "mask",
-        "encode ms",
-        "denoise ms",
-        "p10 - p90",
-        "of ceiling",
-        "finish ms",
-        "edit ms",
-        "edits/s",
-        "of ceiling",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     for variant in sorted(made, key=lambda v: (v.share or 0, v.name.startswith("Retouch"))):
         share = "any" if variant.share is None else f"{variant.share:.0%}"
         if variant.error:
-            table.add_row(variant.name, share, f"[red]ERROR {variant.error[:60]}[/red]")
+            table.add_row(variant.name, share, "[red]ERROR " + escape(variant.error[:60]))
             continue
         at = {stage: variant.spread(stage) for stage in (*STAGES, "edit")}
         reached = {s: float(np.median([x.flops[s] for x in variant.samples])) / rate / at[s].median for s in at}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +110,8 @@ def serve(engine: Engine, edits: Sequence[Edit], clock: Clock, warm: bool) -> Sa
         watch.remove()
     assert all(job.usage.cache_hits == (("document", "prompt") if warm else ()) for job in jobs)
     config = model.transformer.config
-    fresh = (
-        0 if warm else sum(_encode_flops(model, edit, len(job.prompt.embedded)) for edit, job in zip(edits, jobs, strict=True))
-    )
-    flops = (fresh, jobs[0].steps * packed_step(config, jobs), sum(decoder(model.vae, *shape) for shape in shapes))
+    fresh = [] if warm else [_encode_flops(model, job.edit, len(job.prompt.embedded)) for job in jobs]
+    flops = (sum(fresh), jobs[0].steps * packed_step(config, jobs), sum(decoder(model.vae, *shape) for shape in shapes))
     return Sample.of(marks, flops, sum(len(job.cells) for job in jobs))
 
 
@@ -133,9 +132,8 @@ def variants(model: Flux2, settings: Settings, clock: Clock) -> list[Variant]:
             made.append(Variant(peer.name, None, whole))
             if kind == "KV" or not model.family.cached:
                 made += [_cropped(peer, share, edits) for share in settings.shares if share < 1]
-    for image in edits.documents:
-        for text in PROMPTS:
-            warm.admit(Edit(image, text))
+    for image, text in zip(edits.documents, cycle(PROMPTS)):
+        warm.admit(Edit(image, text))
     for share in settings.shares:
         cold = lambda turn, share=share: serve(Engine(model, budget=1 << 40), edits.of(turn, share, 1), clock, warm=False)  # noqa: E731
         made.append(Variant("Retouch cold", share, cold))

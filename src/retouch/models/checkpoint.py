@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
@@ -100,11 +101,17 @@ def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
             raise CheckpointMismatch(f"{path} lacks the folder {part}/ that its model_index.json names ({library}).")
     for part in ("transformer", "vae", "text_encoder"):
         _check_files(path / part)
+    quiet = [library.utils.logging for library in (diffusers, transformers)]
+    for logger in quiet:
+        logger.disable_progress_bar()
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        pipeline = getattr(diffusers, name).from_pretrained(path, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise CheckpointMismatch(f"{path} cannot be read as a {name}: {reason}") from error
+    finally:
+        for logger in quiet:
+            logger.enable_progress_bar()
     for part in ("transformer", "vae", "text_encoder"):
         _check_weights(path / part, getattr(pipeline, part))
     return pipeline, family

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from retouch.train.muon import Muon
+
 log = logging.getLogger(__name__)
 
 Batch = Any
@@ -24,7 +26,10 @@ Batch = Any
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How long and how fast one stage trains. `samples` a step are only for the printed rate."""
+    """How long and how fast one stage trains. `samples` a step are only for the printed rate.
+
+    `muon`, if not 0, is the learning rate of Muon for matrices inside transformer blocks, beside AdamW's `lr` for the rest.
+    """
 
     name: str
     steps: int
@@ -36,13 +41,22 @@ class Stage:
     save_every: float = 120.0
     sheet_every: int = 500
     clip: float = 1.0
+    muon: float = 0.0
 
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to 2 % of the peak."""
+    def rate_at(self, step: int) -> float:
+        """Share of the peak rate: a linear warm-up, then a cosine down to 2 %."""
         if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def optimizers(self, modules: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        trained = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
+        inside = [p for name, p in trained if self.muon and p.ndim == 2 and "blocks." in name]
+        chosen = {id(p) for p in inside}
+        rest = [p for _, p in trained if id(p) not in chosen]
+        adamw = torch.optim.AdamW(rest, self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True)
+        return [adamw, Muon(inside, self.muon, weight_decay=self.weight_decay)] if inside else [adamw]
 
 
 class Ema:
@@ -88,10 +102,10 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay, fused=True)
+    optimizers = stage.optimizers(modules)
     ema = Ema(parameters, stage.ema)
     path = folder / f"{stage.name}.pt"
-    first = _resume(path, modules, optimizer, ema)
+    first = _resume(path, modules, optimizers, ema)
     stage_seed = sum(map(ord, stage.name))
 
     def rng(step: int) -> np.random.Generator:
@@ -104,13 +118,15 @@ def train(
         started = time.monotonic()
         for step in range(first, stage.steps):
             batch, upcoming = upcoming.result(), ahead.submit(batch_at, rng(step + 1))
-            for group in optimizer.param_groups:
-                group["lr"] = stage.lr_at(step)
+            for optimizer, peak in zip(optimizers, (stage.lr, stage.muon), strict=False):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * stage.rate_at(step)
             loss, metrics = loss_of(batch, noise.manual_seed(hash((seed, stage_seed, step)) % 2**63))
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             ema.update(step)
             average = float(loss.detach()) if step == first else 0.98 * average + 0.02 * float(loss.detach())
             rate = (step + 1 - first) * stage.samples / (time.monotonic() - started)
@@ -119,7 +135,7 @@ def train(
                 detail = " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
                 log.info("%s %d/%d loss %.4f %s %.1f samples/s", stage.name, step + 1, stage.steps, average, detail, rate)
             if time.monotonic() - saved > stage.save_every or step + 1 == stage.steps:
-                _save(path, step + 1, modules, optimizer, ema)
+                _save(path, step + 1, modules, optimizers, ema)
                 saved = time.monotonic()
             if sheet and ((step + 1) % stage.sheet_every == 0 or step + 1 == stage.steps):
                 with ema.applied(), torch.no_grad():
@@ -137,19 +153,21 @@ def _progress(stage: Stage) -> Iterator[tuple[Progress, Any]]:
         yield bar, bar.add_task(stage.name, total=stage.steps, loss="-", rate="-")
 
 
-def _resume(path: Path, modules: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> int:
+def _resume(path: Path, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     modules.load_state_dict(state["modules"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     ema.shadow = [value.to(p.device) for value, p in zip(state["ema"], ema.parameters, strict=True)]
     log.info("%s: going on from step %d", path.name, state["step"])
     return int(state["step"])
 
 
-def _save(path: Path, step: int, modules: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
-    state = {"step": step, "modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
+def _save(path: Path, step: int, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema) -> None:
+    kept = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "modules": modules.state_dict(), "optimizers": kept, "ema": ema.shadow}
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)

@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline
 
 from retouch.edit import InvalidOption
 from retouch.train import autoencoder, distill, flow, text
+from retouch.train.card import model_card
 from retouch.train.data import Source
 from retouch.train.loop import Stage
 from retouch.train.scenes import Scenes, measure_latents
@@ -85,16 +86,17 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     def sheet(path: Path) -> None:
         edit_sheet(pipeline_of(parts), source, path)
 
-    stage = Stage("flow", plan.flow, lr=1e-3, samples=flow.EDITS, warmup=200, ema=0.998, sheet_every=500)
+    stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=flow.EDITS, warmup=100, ema=0.998, sheet_every=500)
     flow.train_flow(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
-    write(parts, out.with_name(out.name + "-teacher"), steps=28)
+    trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
+    write(parts, out.with_name(out.name + "-teacher"), 28, {name: trained[name] for name in STAGES[:2]})
     if last >= 2:
         stage = Stage("distill", plan.distill, lr=2e-4, samples=flow.EDITS // 2, warmup=50, ema=0.99, sheet_every=200)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
     if last >= 3:
         stage = Stage("decoder", plan.decoder, lr=2e-4, samples=7, ema=0.995, sheet_every=500)
         autoencoder.train_autoencoder(vae, source, stage, work, device, decoder_only=True, seed=plan.seed)
-    write(parts, out, steps=distill.STEPS)
+    write(parts, out, distill.STEPS, trained)
 
 
 def scene_counts(base: int) -> dict[tuple[int, int], int]:
@@ -111,7 +113,7 @@ def pipeline_of(parts: dict[str, Any]) -> Flux2KleinKVPipeline:
     return Flux2KleinKVPipeline(scheduler=scheduler, **parts)
 
 
-def write(parts: dict[str, Any], out: Path, steps: int) -> None:
+def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int]) -> None:
     """The diffusers directory in bfloat16, and `retouch.json`, which says how it is run."""
     kept = {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     kept = {name: {k: v.detach().float().cpu().clone() for k, v in state.items()} for name, state in kept.items()}
@@ -121,6 +123,8 @@ def write(parts: dict[str, Any], out: Path, steps: int) -> None:
         "pad_prompts": False, "max_side": 512,
     }  # fmt: skip
     (out / "retouch.json").write_text(json.dumps(settings, indent=1) + "\n")
+    parameters = {name: sum(p.numel() for p in parts[name].parameters()) for name in kept}
+    (out / "README.md").write_text(model_card(steps, parameters, trained))
     for name, state in kept.items():  # saving has rounded the live weights: give them their precision back
         parts[name].float().load_state_dict(state)
     log.info("wrote %s", out)
