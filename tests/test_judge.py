@@ -188,11 +188,11 @@ def test_judging_gives_flat_rows_and_a_sheet(toys, tmp_path, monkeypatch):
 
 
 def test_the_card_changes_between_its_marks_only():
-    card = f"# retouch-mini\n\n{judge.MARK}\nold\n{judge.MARK}\n\nmore\n"
+    card = f"# retouch-mini\n\n{judge.JUDGED}\nold\n{judge.JUDGED}\n\nmore\n"
     once = judge.with_section(card, "new")
-    assert once == f"# retouch-mini\n\n{judge.MARK}\nnew\n{judge.MARK}\n\nmore\n"
+    assert once == f"# retouch-mini\n\n{judge.JUDGED}\nnew\n{judge.JUDGED}\n\nmore\n"
     assert judge.with_section(once, "new") == once
-    for wrong in ("no marks", f"{judge.MARK} one", judge.MARK * 3):
+    for wrong in ("no marks", f"{judge.JUDGED} one", judge.JUDGED * 3):
         with pytest.raises(InvalidOption, match="put two"):
             judge.with_section(wrong, "new")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -141,7 +143,7 @@ def test_ragged_attention_is_its_reference(lengths: list[int], seed: int) -> Non
     total = sum(lengths)
     q, k, v = torch.randn(3, total, 2, 16, generator=generator)
     starts = np.cumsum([0, *lengths])
-    own = [Span(int(a), int(b)) for a, b in zip(starts, starts[1:], strict=False)]
+    own = [Span(int(a), int(b)) for a, b in pairwise(starts)]
     wide = [Span(0, own[len(own) // 2].stop), *own[len(own) // 2 + 1 :]]
     shared = [(span, *torch.randn(2, 23, 2, 16, generator=generator)) for span in wide[: max(1, len(wide) - 1)]]
     torch.testing.assert_close(attend(q, k, v, own, shared), attend_reference(q, k, v, own, shared), rtol=1e-4, atol=1e-5)

@@ -59,10 +59,9 @@ def test_whole_mode_equals_the_stock_inpainting_loop(height: int, width: int) ->
     mask = np.zeros((height, width), bool)
     mask[16:48, 32:64] = True
     edit = Edit(tiny.photo(height, width), PROMPT, mask, seed=5, steps=4)
-    theirs = stock(
-        name, edit, model._count(PROMPT), image=Image.fromarray(edit.image), mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-        strength=1.0, guidance_scale=1.0,
-    )  # fmt: skip
+    white = Image.fromarray(mask.astype(np.uint8) * 255)
+    extra = {"image": Image.fromarray(edit.image), "mask_image": white, "strength": 1.0, "guidance_scale": 1.0}
+    theirs = stock(name, edit, model._count(PROMPT), **extra)
     assert relative(final_tokens(Engine(model), edit), theirs) < TOLERANCE
 
 

@@ -297,9 +297,7 @@ def scenes(draw):
     mask = rng.random((height, width)) < draw(st.sampled_from([0.02, 0.5, 0.98, 1.0]))
     if draw(st.booleans()):
         x, y = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-        mask |= picture.box_mask(
-            (x, y, draw(st.integers(1, width - x)), draw(st.integers(1, height - y))), (width, height)
-        )
+        mask |= picture.box_mask((x, y, draw(st.integers(1, width - x)), draw(st.integers(1, height - y))), (width, height))
     x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     box = (x0, y0, draw(st.integers(x0 + 1, width)), draw(st.integers(y0 + 1, height)))
     if draw(st.booleans()):
@@ -381,9 +379,7 @@ def test_the_crop_lies_in_the_picture_and_holds_the_mask(data):
     target = data.draw(st.sampled_from([64, 256, 512]))
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    (x0, y0, x1, y1), scale = picture.working_crop(
-        picture.box_mask((x, y, w, h), (width, height)), (width, height), target
-    )
+    (x0, y0, x1, y1), scale = picture.working_crop(picture.box_mask((x, y, w, h), (width, height)), (width, height), target)
     assert 0 <= x0 <= x < x + w <= x1 <= width
     assert 0 <= y0 <= y < y + h <= y1 <= height
     longer = max(x1 - x0, y1 - y0)

@@ -130,9 +130,8 @@ def test_training_and_serving_compute_the_same_velocity(mode: str) -> None:
     prompts = ["a red apple", "remove it", "make the car blue", "an owl"]
     cells = torch.tensor([[1, 2, 5, 6, 9], [0, 1, 4, 0, 0]])
     inside = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    batch = Batch(
-        torch.randn(2, 12, 16, generator=generator), torch.randn(2, 2, 12, 16, generator=generator), prompts, cells, inside, (3, 4)
-    )
+    document = torch.randn(2, 12, 16, generator=generator)
+    batch = Batch(document, torch.randn(2, 2, 12, 16, generator=generator), prompts, cells, inside, (3, 4))
     sigma = torch.tensor([0.9, 0.4, 1.0, 0.1])
     step = noised(batch, mode, sigma, generator, torch.device("cpu"))
     velocity = Velocity(model.transformer, model.text_encoder, model.tokenizer)

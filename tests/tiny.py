@@ -29,19 +29,11 @@ PIPELINES = {c.__name__: c for c in (Flux2KleinKVPipeline, Flux2KleinPipeline, F
 def parts(guidance_embeds: bool = False) -> dict[str, Any]:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    encoder = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            tie_word_embeddings=True,
-            initializer_range=0.5,
-        )  # fmt: skip
-    )
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, initializer_range=0.5,
+    )  # fmt: skip
+    encoder = Qwen3ForCausalLM(config)
     transformer = Flux2Transformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=48, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds,

@@ -24,8 +24,8 @@ MAX_VARIATIONS = 64
 DTYPES = ("auto", "float32", "bfloat16")
 
 FORWARDED = {
-    "demo": ("retouch.demo", "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table"),
-    "train": ("retouch.train.mini", "`train mini` makes the bundled checkpoint"),
+    "demo": "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table",
+    "train": "`train mini` makes the bundled checkpoint, `train judge` measures one",
 }
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="retouch: %(message)s", level=logging.INFO if args.verbose else logging.WARNING)
     try:
         if args.command in FORWARDED:
-            return int(importlib.import_module(FORWARDED[args.command][0]).main(_forwarded(args.command, rest)) or 0)
+            return _forward(args.command, rest)
         if rest:
             raise InvalidOption(f"unknown option {' '.join(rest)}; see retouch {args.command} --help.")
         edit(args)
@@ -48,23 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _forwarded(command: str, rest: list[str]) -> list[str]:
-    if command != "train":
-        return rest
-    if not rest or rest[0] != "mini":
-        raise InvalidOption("give what to train: retouch train mini (--help lists its options).")
-    return rest[1:]
+def _forward(command: str, rest: list[str]) -> int:
+    """Run a command that reads its own options."""
+    if command == "demo":
+        return int(importlib.import_module("retouch.demo").main(rest) or 0)
+    what, *options = rest or [""]
+    if what == "mini":
+        return int(importlib.import_module("retouch.train.mini").main(options))
+    if what == "judge":
+        return int(importlib.import_module("retouch.train.judge").main(options, retouch.load))
+    raise InvalidOption("give what to train or judge: retouch train mini, or retouch train judge (--help lists options).")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "retouch", description="Image edits for a fraction of the cost.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("retouch", description="Image edits for a fraction of the cost.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"retouch {retouch.__version__}")
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _edit_options(commands.add_parser("edit", help="edit one picture", allow_abbrev=False))
-    for name, (_, text) in FORWARDED.items():
+    for name, text in FORWARDED.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 

@@ -41,7 +41,7 @@ class Options:
 
     whole: bool = False
     dilate: int = 1
-    halo: int | None = 2
+    halo: int | None = 1
     feather: int = 4
 
 

@@ -3,7 +3,7 @@
 From a noised sample at the student's sigma the teacher walks its finer schedule down to the student's next one; the straight
 line between the two is what the student shall say. No adversary, one student pass a sample.
 
-Source: progressive distillation (https://arxiv.org/abs/2202.00512), all halvings at once, in the velocity form of flow matching.
+Source: progressive distillation (https://arxiv.org/abs/2202.00512), all halvings at once, in flow matching's velocity form.
 """
 
 from __future__ import annotations

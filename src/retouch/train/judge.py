@@ -18,6 +18,7 @@ from retouch import picture
 from retouch.edit import InvalidOption
 from retouch.models import checkpoint
 from retouch.train import figures as measured
+from retouch.train.card import JUDGED
 from retouch.train.cases import KINDS, REMOVALS, Case, cases, source_of
 from retouch.train.classifier import STEPS as CLASSIFIER_STEPS
 from retouch.train.classifier import Classifier, train_classifier
@@ -28,7 +29,6 @@ from retouch.train.scenes import CELL
 
 log = logging.getLogger(__name__)
 
-MARK = "<!-- judged -->"
 PHOTOS = Path(__file__).parents[3] / "photos"
 TILE, GAP, LINE = 128, 4, 18
 SHEET = {"insert": 6, "replace": 6, "recolour": 6, "remove on photos": 3, "remove on flat": 3}
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=64, help="edits a figure (%(default)s)")
     add("--seed", type=int, default=0, help="of scenes and noise (%(default)s)")
     add("--sheet", type=Path, help="a PNG of 24 of the edits: before, mask, after, truth")
-    add("--card", action="store_true", help=f"rewrite what stands between the two {MARK} in the checkpoint's README.md")
+    add("--card", action="store_true", help=f"rewrite what stands between the two {JUDGED} in the checkpoint's README.md")
     add("--work", type=Path, default=Path("work"), help="where the classifier is kept (%(default)s)")
     add("--data", type=Path, help="where the packages with the pictures are kept (WORK/data)")
     add("--photos", type=Path, default=PHOTOS, help="the held-out photos (those of the repository)")
@@ -156,10 +156,10 @@ def _read_card(path: Path) -> str:
 
 def with_section(card: str, section: str) -> str:
     """`card` with `section` between its two marks. Raises InvalidOption where it has no two."""
-    parts = card.split(MARK)
+    parts = card.split(JUDGED)
     if len(parts) != 3:
-        raise InvalidOption(f"the model card has {len(parts) - 1} lines `{MARK}`; put two where the table shall stand.")
-    return f"{parts[0]}{MARK}\n{section}\n{MARK}{parts[2]}"
+        raise InvalidOption(f"the model card has {len(parts) - 1} lines `{JUDGED}`; put two where the table shall stand.")
+    return f"{parts[0]}{JUDGED}\n{section}\n{JUDGED}{parts[2]}"
 
 
 def judged_sheet(asked: Mapping[str, Sequence[Case]], answers: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
