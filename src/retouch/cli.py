@@ -54,9 +54,9 @@ def _forward(command: str, rest: list[str]) -> int:
         return int(importlib.import_module("retouch.demo").main(rest) or 0)
     what, *options = rest or [""]
     if what == "mini":
-        return int(importlib.import_module("retouch.train.mini").main(options))
+        return int(importlib.import_module("retouch.train.mini").main(options) or 0)
     if what == "judge":
-        return int(importlib.import_module("retouch.train.judge").main(options, retouch.load))
+        return int(importlib.import_module("retouch.train.judge").main(options, retouch.load) or 0)
     raise InvalidOption("give what to train or judge: retouch train mini, or retouch train judge (--help lists options).")
 
 

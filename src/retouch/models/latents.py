@@ -78,5 +78,5 @@ def cells_of(mask: np.ndarray, side: int, dilate: int = 1) -> np.ndarray:
     for _ in range(dilate):
         wide = np.pad(cells, 1)
         neighbours = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        cells = np.stack(neighbours).any(0)
+        cells = np.asarray(np.stack(neighbours).any(0))
     return cells
