@@ -74,9 +74,9 @@ def cells_of(mask: np.ndarray, side: int, dilate: int = 1) -> np.ndarray:
     height, width = (math.ceil(s / side) for s in mask.shape)
     padded = np.zeros((height * side, width * side), bool)
     padded[: mask.shape[0], : mask.shape[1]] = mask
-    cells = padded.reshape(height, side, width, side).any((1, 3))
+    cells = np.asarray(padded.reshape(height, side, width, side).any((1, 3)), bool)
     for _ in range(dilate):
         wide = np.pad(cells, 1)
         neighbours = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        cells = np.asarray(np.stack(neighbours).any(0))
+        cells = np.asarray(np.stack(neighbours).any(0), bool)
     return cells
