@@ -27,7 +27,7 @@ from report import headline, rows_of, table_of
 from retouch import record
 from retouch.edit import InvalidOption, RetouchError
 from retouch.engine import load
-from retouch.models.dtype import _rate, choose
+from retouch.models.dtype import choose, matmul_rate
 from retouch.models.flux2 import Flux2
 from retouch.record import Record
 from shapes import SHAPES, build
@@ -74,7 +74,7 @@ def bench(model: Flux2, settings: Settings, name: str, note: str, console: Conso
     size = 8192 if model.device.type == "cuda" else 2048
     with Progress(console=console, transient=True) as show:
         made = variants(model, settings, clock)
-        rate = measure(made, settings, lambda: _rate(model.dtype, model.device, size), show)
+        rate = measure(made, settings, lambda: matmul_rate(model.dtype, model.device, size), show)
     gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     where = record.environment(gpu, str(model.dtype).removeprefix("torch."), torch.get_num_threads())
     title = f"{name}, {settings.side} px, {settings.steps} steps" + (f" ({note})" if note else "")

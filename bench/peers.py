@@ -40,7 +40,7 @@ class Peer:
             for block in transformer.single_transformer_blocks:
                 block.attn.set_processor(single())
         self.pipeline = PIPELINES[kind](
-            scheduler=FlowMatchEulerDiscreteScheduler.from_config(model._schedule), transformer=transformer, vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler.from_config(model.schedule), transformer=transformer, vae=vae,
             text_encoder=model.text_encoder, tokenizer=model.tokenizer,
         )  # fmt: skip
         self.pipeline.set_progress_bar_config(disable=True)
@@ -67,7 +67,7 @@ class Peer:
         box = box or (0, 0, width, height)
         image = Image.fromarray(edit.image[box[1] : box[3], box[0] : box[2]])
         family, mask = self.model.family, np.ones((height, width), bool) if edit.mask is None else edit.mask
-        words = family.max_sequence_length if family.pad_prompts else self.model._count(edit.prompt)
+        words = family.max_sequence_length if family.pad_prompts else self.model.count_tokens(edit.prompt)
         self._calls = 0
         started = self.clock()
         answer = self.pipeline(

@@ -117,7 +117,7 @@ def test_an_absent_device_and_an_unknown_dtype_are_refused(saved: Path) -> None:
 def test_the_faster_dtype_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETOUCH_CACHE", str(tmp_path))
     rates = {torch.float32: 1e9, torch.bfloat16: 5e9}
-    monkeypatch.setattr(dtype, "_rate", lambda kind, device: rates[kind])
+    monkeypatch.setattr(dtype, "matmul_rate", lambda kind, device: rates[kind])
     assert dtype.choose("auto", torch.device("cpu")) is torch.bfloat16
     rates[torch.bfloat16] = 1.0
     assert dtype.choose("auto", torch.device("cpu")) is torch.bfloat16

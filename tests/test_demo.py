@@ -86,7 +86,7 @@ def test_the_peer_is_the_stock_pipelines_whatever_ran_before(checkpoint: Path) -
     edit = Edit(tiny.photo(64, 96), "a red apple", mask, seed=4, steps=2)
     common = {
         "prompt": edit.prompt, "num_inference_steps": 2, "text_encoder_out_layers": tiny.LAYERS,
-        "max_sequence_length": plain.model._count(edit.prompt), "image": Image.fromarray(edit.image),
+        "max_sequence_length": plain.model.count_tokens(edit.prompt), "image": Image.fromarray(edit.image),
     }  # fmt: skip
     for _ in range(2):
         pipe = tiny.pipeline("Flux2KleinKVPipeline")

@@ -48,7 +48,7 @@ def test_all_tokens_equal_the_stock_pipeline(name: str, height: int, width: int,
     further = tuple(tiny.photo(64, 96, seed) for seed in range(1, references + 1))
     edit = Edit(tiny.photo(height, width), PROMPT, references=further, seed=3, steps=4)
     extra = {} if name.endswith("KVPipeline") else {"guidance_scale": 1.0}
-    theirs = stock(name, edit, model._count(PROMPT), height=height, width=width, **extra)
+    theirs = stock(name, edit, model.count_tokens(PROMPT), height=height, width=width, **extra)
     assert relative(final_tokens(Engine(model), edit), theirs) < TOLERANCE
 
 
@@ -61,7 +61,7 @@ def test_whole_mode_equals_the_stock_inpainting_loop(height: int, width: int) ->
     edit = Edit(tiny.photo(height, width), PROMPT, mask, seed=5, steps=4)
     white = Image.fromarray(mask.astype(np.uint8) * 255)
     extra = {"image": Image.fromarray(edit.image), "mask_image": white, "strength": 1.0, "guidance_scale": 1.0}
-    theirs = stock(name, edit, model._count(PROMPT), **extra)
+    theirs = stock(name, edit, model.count_tokens(PROMPT), **extra)
     assert relative(final_tokens(Engine(model), edit), theirs) < TOLERANCE
 
 
@@ -71,8 +71,8 @@ def test_classifier_free_guidance_equals_the_stock_pipeline() -> None:
     edit = Edit(tiny.photo(64, 64), PROMPT, seed=1, steps=3)
     pipe = tiny.pipeline(name, is_distilled=False)
     ours = final_tokens(Engine(model), edit)
-    length = model._count(PROMPT)
-    negative, _ = pipe.encode_prompt("", text_encoder_out_layers=tiny.LAYERS, max_sequence_length=model._count(""))
+    length = model.count_tokens(PROMPT)
+    negative, _ = pipe.encode_prompt("", text_encoder_out_layers=tiny.LAYERS, max_sequence_length=model.count_tokens(""))
     out = pipe(
         image=Image.fromarray(edit.image), prompt=PROMPT, num_inference_steps=3, guidance_scale=4.0, output_type="latent",
         generator=torch.Generator().manual_seed(1), text_encoder_out_layers=tiny.LAYERS, max_sequence_length=length,
@@ -89,7 +89,7 @@ def test_picture_equals_the_stock_pipelines() -> None:
     pipe = tiny.pipeline(name)
     theirs = pipe(
         image=Image.fromarray(edit.image), prompt=PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(2),
-        text_encoder_out_layers=tiny.LAYERS, max_sequence_length=model._count(PROMPT),
+        text_encoder_out_layers=tiny.LAYERS, max_sequence_length=model.count_tokens(PROMPT),
     ).images[0]  # fmt: skip
     ours = Engine(model).edit([edit])[0].image
     assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1

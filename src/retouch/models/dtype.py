@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from retouch.config import cache_folder
 from retouch.edit import InvalidOption
+from retouch.record import processor
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def choose(name: str, device: torch.device) -> torch.dtype:
     machine = f"{_processor(device)} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     known = _read(path)
     if machine not in known:
-        rates = {name: _rate(dtype, device) for name, dtype in DTYPES.items()}
+        rates = {name: matmul_rate(dtype, device) for name, dtype in DTYPES.items()}
         known[machine] = max(rates, key=lambda name: rates[name])
         measured = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
         log.info("matrix products in GFLOP/s: %s; using %s on this machine from now on", measured, known[machine])
@@ -36,7 +36,7 @@ def choose(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[known[machine]]
 
 
-def _rate(dtype: torch.dtype, device: torch.device, size: int = 1024, rounds: int = 5) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024, rounds: int = 5) -> float:
     """FLOP/s of square matrix products, the best of some rounds."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -52,13 +52,7 @@ def _rate(dtype: torch.dtype, device: torch.device, size: int = 1024, rounds: in
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-        flags = next(line for line in lines if line.startswith("flags"))
-        return f"{model}, amx {'amx_bf16' in flags}"
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, amx {torch.cpu._is_amx_tile_supported()}"
 
 
 def _read(path: Path) -> dict[str, str]:

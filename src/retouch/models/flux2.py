@@ -54,7 +54,7 @@ class Flux2:
         self.text_encoder, self.tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
         self.vae.decoder.to(memory_format=torch.channels_last)
         self.vae.encoder.to(memory_format=torch.channels_last)
-        self._schedule = pipeline.scheduler.config
+        self.schedule = pipeline.scheduler.config
         self.device = pipeline.transformer.device
         self.dtype = pipeline.transformer.dtype
         self.cell = latents.cell_side(self.vae)
@@ -126,7 +126,7 @@ class Flux2:
                 self.text_encoder, self.tokenizer, text, max_sequence_length=longest, hidden_states_layers=layers
             )
             return Prompt(key, embedded[0])
-        count = self._count(text)
+        count = self.count_tokens(text)
         if count > longest:
             raise InvalidPrompt(f"the prompt has {count:,} tokens; this model reads {longest}. Make it shorter.")
         embedded = Flux2KleinKVPipeline._get_qwen3_prompt_embeds(
@@ -135,7 +135,8 @@ class Flux2:
         )  # fmt: skip
         return Prompt(key, embedded[0])
 
-    def _count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a prompt has, the chat template's included; not for checkpoints that embed guidance."""
         message = [{"role": "user", "content": text}]
         chat = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return len(self.tokenizer(chat)["input_ids"])
@@ -169,7 +170,7 @@ class Flux2:
 
     def _sigmas(self, steps: int, tokens: int) -> tuple[float, ...]:
         """The checkpoint's own noise schedule, as the diffusers pipelines set it; `steps` + 1 values down to 0."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule)
         even = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(steps, sigmas=even, mu=compute_empirical_mu(tokens, steps))
         return tuple(scheduler.sigmas.tolist())

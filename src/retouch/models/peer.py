@@ -78,7 +78,7 @@ class Peer:
             prompt=edit.prompt,
             num_inference_steps=edit.steps or family.steps,
             generator=torch.Generator().manual_seed(edit.seed),
-            max_sequence_length=family.max_sequence_length if family.pad_prompts else model._count(edit.prompt),
+            max_sequence_length=family.max_sequence_length if family.pad_prompts else model.count_tokens(edit.prompt),
             text_encoder_out_layers=family.out_layers,
             **more,
         )
