@@ -157,3 +157,10 @@ def test_guidance_on_a_distilled_checkpoint_is_refused() -> None:
 def test_a_prompt_longer_than_the_model_reads_is_refused() -> None:
     with pytest.raises(InvalidPrompt, match="tokens"):
         Engine(tiny.model(KV)).edit([Edit(tiny.photo(64, 64), "apple " * 600)])
+
+
+def test_mirrored_and_read_only_pictures_are_taken() -> None:
+    image = tiny.photo(64, 80)[:, ::-1]
+    image.flags.writeable = False
+    answer = Engine(tiny.model(KV)).edit([Edit(image, "a cat", box(64, 80, 8, 8, 16, 16), steps=1)])[0]
+    assert answer.image.shape == image.shape

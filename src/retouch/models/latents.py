@@ -17,7 +17,7 @@ def cell_side(vae: AutoencoderKLFlux2) -> int:
 
 def pixels_of(pictures: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in -1..1, channels last."""
-    x = torch.tensor(pictures, device=device).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.array(pictures, order="C")).to(device).permute(0, 3, 1, 2)
     return (x.float() / 127.5 - 1).to(dtype, memory_format=torch.channels_last)
 
 
