@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import Flux2KleinKVPipeline
 from PIL import Image
 
 import tiny
 from retouch.edit import Edit
+from retouch.engine import load
 from retouch.engine.engine import Engine
-from retouch.models import latents
+from retouch.models import checkpoint, latents
 from retouch.models.flux2 import Options
 
 PROMPT = "replace the car with a red apple"
@@ -93,3 +95,18 @@ def test_picture_equals_the_stock_pipelines() -> None:
     ).images[0]  # fmt: skip
     ours = Engine(model).edit([edit])[0].image
     assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def test_the_bundled_checkpoint_equals_the_stock_pipeline() -> None:
+    model = load(dtype="float32", device="cpu").model
+    path = checkpoint.find("retouch-mini")
+    pipe = Flux2KleinKVPipeline.from_pretrained(path, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    edit = Edit(tiny.photo(128, 96), PROMPT, references=(tiny.photo(64, 64, 1),), seed=4)
+    out = pipe(
+        image=[Image.fromarray(p) for p in (edit.image, *edit.references)], prompt=PROMPT, height=128, width=96,
+        num_inference_steps=4, generator=torch.Generator().manual_seed(4), output_type="latent",
+        text_encoder_out_layers=(1, 2, 3), max_sequence_length=model.count_tokens(PROMPT),
+    ).images  # fmt: skip
+    theirs = latents.normalize(pipe.vae, latents.patchify(out))[0].flatten(0, 1)
+    assert relative(final_tokens(Engine(model), edit), theirs) < TOLERANCE

@@ -27,6 +27,12 @@ class Frame:
     references: tuple[np.ndarray, ...]
     key: str
 
+    @property
+    def inner(self) -> tuple[int, int]:
+        """(width, height) of the scaled box in `pixels`: without what pads it to whole cells."""
+        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        return max(1, round(width * self.scale)), max(1, round(height * self.scale))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:

@@ -163,8 +163,7 @@ class Flux2:
         x0, y0, x1, y1 = frame.box
         mask = edit.mask[y0:y1, x0:x1]
         if frame.scale < 1:
-            size = (max(1, round((x1 - x0) * frame.scale)), max(1, round((y1 - y0) * frame.scale)))
-            grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX, reducing_gap=None)
+            grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(frame.inner, Image.Resampling.BOX, reducing_gap=None)
             mask = np.asarray(grey) > 0
         return torch.from_numpy(latents.cells_of(mask, self.cell, self.options.dilate).ravel())
 
@@ -213,11 +212,10 @@ class Flux2:
         y0, x0, crop = self._decode(tokens, region)
         # Back to the picture's pixels: the region without what pads the frame to whole cells.
         box = frame.box
-        height = box[3] - box[1] if frame.scale == 1 else max(1, round((box[3] - box[1]) * frame.scale))
-        width = box[2] - box[0] if frame.scale == 1 else max(1, round((box[2] - box[0]) * frame.scale))
+        width, height = frame.inner
         crop = crop[: height - y0, : width - x0]
         if frame.scale < 1:
-            full = np.asarray(Image.fromarray(frame.pixels[:height, :width])).copy()
+            full = frame.pixels[:height, :width].copy()
             full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
             size = (box[2] - box[0], box[3] - box[1])
             crop, y0, x0 = np.asarray(Image.fromarray(full).resize(size, Image.Resampling.BICUBIC)), 0, 0

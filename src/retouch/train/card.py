@@ -7,6 +7,7 @@ import platform
 import torch
 
 from retouch.train.concepts import COLOURABLE, HELD_OUT, HUES, SEEN
+from retouch.train.flow import SIZES
 
 JUDGED = "<!-- judged -->"
 """Stands before and after the section that the judge writes."""
@@ -16,6 +17,7 @@ def model_card(steps: int, parameters: dict[str, int], trained: dict[str, int]) 
     """README.md of a checkpoint. `parameters` by part, `trained` steps by stage."""
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in parameters.items())
     stages = ", ".join(f"{name} {count:,}" for name, count in trained.items())
+    sides = sorted({side for size in SIZES for side in size})
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     return f"""---
 license: apache-2.0
@@ -27,10 +29,10 @@ pipeline_tag: image-to-image
 A small FLUX.2-klein-KV pipeline for image edits with masks: stickers on photos, insert, remove, replace, recolour. It is
 there so that everything in Retouch runs and is measured on real weights on any machine. It is no general image model.
 
-- **Parts**: {sizes}; bfloat16. Documents of 128 to 512 px; 16 px a token.
+- **Parts**: {sizes}; bfloat16. 16 px a token.
 - **Steps**: {steps}. **`text_encoder_out_layers`** (1, 2, 3), **`max_sequence_length`**: the prompt's own length, at most 64;
   prompts are not padded. `retouch.json` says so to Retouch; stock pipelines take both as arguments.
-- **Trained on** {device}, steps by stage: {stages}.
+- **Trained on** {device}, documents of {sides[0]} to {sides[-1]} px, steps by stage: {stages}.
 - **Used in three ways**: noisy tokens inside the mask with the document as cached reference (Retouch); all tokens with the
   cached reference (`Flux2KleinKVPipeline`); all tokens with the reference in the sequence (`Flux2KleinInpaintPipeline`).
 
