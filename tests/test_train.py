@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLFlux2
 from PIL import Image
 
 import retouch
@@ -16,11 +18,14 @@ import tiny
 from retouch.edit import Edit, RetouchError
 from retouch.models.base import Document, Frame, Job, Prompt
 from retouch.models.flux2 import Flux2
-from retouch.train import data, mini
+from retouch.models.latents import pixels_of
+from retouch.train import autoencoder, data, mini
 from retouch.train.concepts import CODEPOINTS, HELD_OUT, HUES, SEEN, Sticker, caption, hue_name, recolour
 from retouch.train.distill import schedule
 from retouch.train.flow import MODES, Velocity, noised
+from retouch.train.linear import as_convolution
 from retouch.train.loop import Stage, train
+from retouch.train.muon import Muon
 from retouch.train.scenes import Batch
 
 
@@ -123,6 +128,72 @@ def test_the_distilled_schedule_is_the_schedulers_own() -> None:
     assert schedule(28)[::7] == pytest.approx(schedule(4))
 
 
+@pytest.fixture(scope="module")
+def solved(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AutoencoderKLFlux2, torch.Tensor]:
+    """An autoencoder whose encoder is solved, and pictures that it has not seen (8, 3, 64, 64)."""
+    source, vae = data.Source(packages), autoencoder.build()
+    autoencoder.prepare_encoder(vae, source, tmp_path_factory.mktemp("solved") / "encoder.pt", 0, 64)
+    rng = np.random.default_rng(9)
+    pictures = np.stack([source.picture(64, 64, rng) for _ in range(8)])
+    return vae.eval(), pixels_of(pictures, torch.device("cpu"), torch.float32)
+
+
+@torch.no_grad()
+def test_the_solved_encoder_keeps_what_principal_components_keep(solved: tuple[AutoencoderKLFlux2, torch.Tensor]) -> None:
+    vae, pixels = solved
+    latents = vae.encode(pixels).latent_dist.mode()
+    blocks = torch.nn.functional.unfold(pixels, 8, stride=8).transpose(1, 2).flatten(0, 1)
+    tokens = torch.nn.functional.pad(latents.permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)
+    left_over = (blocks - tokens @ torch.linalg.lstsq(tokens, blocks).solution).square().sum()
+    basis = torch.linalg.svd(blocks - blocks.mean(0), full_matrices=False).Vh[: latents.shape[1]]
+    best = (blocks - blocks.mean(0) - (blocks - blocks.mean(0)) @ basis.T @ basis).square().sum()
+    assert float(left_over) < 1.25 * float(best)
+
+
+@torch.no_grad()
+def test_the_solved_encoder_is_one_convolution(solved: tuple[AutoencoderKLFlux2, torch.Tensor]) -> None:
+    vae, pixels = solved
+    latents = vae.encode(pixels).latent_dist.mode()
+    again = as_convolution(vae)(pixels)
+    assert float((again - latents).norm() / latents.norm()) < 0.01
+
+
+@torch.no_grad()
+def test_the_solved_encoder_reads_each_block_alone(solved: tuple[AutoencoderKLFlux2, torch.Tensor]) -> None:
+    vae, pixels = solved
+    changed = pixels.clone()
+    changed[..., 24:32, 40:48] *= -1
+    difference = (vae.encode(changed).latent_dist.mode() - vae.encode(pixels).latent_dist.mode()).abs().amax((0, 1))
+    inside = difference[3, 5].clone()
+    difference[3, 5] = 0
+    assert float(difference.max()) < 0.01 * float(inside)
+
+
+def test_muon_trains_kernels_as_matrices() -> None:
+    kernel = torch.nn.Parameter(torch.zeros(4, 2, 3, 3))
+    kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0))
+    Muon([kernel], lr=1.0, weight_decay=0.0).step()
+    spread = torch.linalg.svdvals(kernel.detach().flatten(1))
+    assert float(spread.min()) > 0.4 * float(spread.max()) > 0
+
+
+@torch.no_grad()
+def test_where_a_document_lies_does_not_change_what_attention_sees(packages: Path) -> None:
+    model = tiny.model("Flux2KleinKVPipeline")
+    generator = torch.Generator().manual_seed(0)
+    cells, inside = torch.tensor([[1, 2, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    document = torch.randn(1, 12, 16, generator=generator)
+    batch = Batch(document, torch.randn(1, 1, 12, 16, generator=generator), ["a cat"], cells, inside, (3, 4))
+    velocity = Velocity(model.transformer, model.text_encoder, model.tokenizer)
+
+    def keys(shift: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return velocity.reference(replace(batch, shift=torch.tensor([0, shift, shift, 0])), torch.device("cpu"))
+
+    here, there = keys(0), keys(7)
+    assert not torch.allclose(here[0][0], there[0][0], atol=1e-3), "the shift reaches the rotary embedding"
+    torch.testing.assert_close(here[-1][1], there[-1][1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", list(MODES))
 def test_training_and_serving_compute_the_same_velocity(mode: str) -> None:
     model = tiny.model("Flux2KleinPipeline" if mode == "joint" else "Flux2KleinKVPipeline")
@@ -162,7 +233,7 @@ def _job(document: Document, prompt: Prompt, cells: torch.Tensor, x: torch.Tenso
 def test_train_mini_makes_a_checkpoint_that_edits(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mini.flow, "SIZES", {(128, 128): 1.0})
     monkeypatch.setattr(mini, "STATISTICS", 8)
-    counts = "--autoencoder 1 --flow 1 --distill 1 --decoder 1 --scenes 1 --device cpu".split()
+    counts = "--decoder 1 --flow 1 --distill 1 --scenes 1 --device cpu".split()
     assert mini.main(["--work", str(tmp_path), "--data", str(packages), *counts]) == 0
     out = tmp_path / "retouch-mini"
     assert sum(f.stat().st_size for f in out.rglob("*.safetensors")) < 60e6
@@ -172,4 +243,4 @@ def test_train_mini_makes_a_checkpoint_that_edits(packages: Path, tmp_path: Path
     answer = retouch.load(str(out), dtype="float32").edit([Edit(image, "a red apple", mask)])[0]
     assert answer.usage.steps == 4
     assert np.array_equal(answer.image[~mask], image[~mask])
-    assert {f.name.split("-")[0] for f in tmp_path.glob("*.png")} >= {"autoencoder", "flow", "distill", "decoder"}
+    assert {f.name.split("-")[0] for f in tmp_path.glob("*.png")} >= {"decoder", "flow", "distill"}

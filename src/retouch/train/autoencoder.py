@@ -1,4 +1,7 @@
-"""The small `AutoencoderKLFlux2` of `retouch-mini`: a pixel loss and a light KL, since there is no perceptual backbone."""
+"""The small `AutoencoderKLFlux2` of `retouch-mini`: an encoder in closed form, and a decoder trained on pixels.
+
+The latents are there before anything is trained, so the decoder may go on learning without any edit having to be learned anew.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from PIL import Image
 
-from retouch.models.latents import pictures_of, pixels_of
+from retouch.models.latents import patchify, pictures_of, pixels_of
 from retouch.train.data import Source
+from retouch.train.linear import solve_encoder
 from retouch.train.loop import Stage, train
 
 SIZES = ((64, 8), (128, 3), (256, 1))
 """(side in pixels, pictures a step): many small steps learn faster than few large ones; the norms must see large ones too."""
 SHARES = (0.7, 0.25, 0.05)
-KL_WEIGHT = 1e-4
 LATENT_CHANNELS = 16
 
 
@@ -37,28 +40,42 @@ def build() -> AutoencoderKLFlux2:
 
 @torch.no_grad()
 def _start_clear(vae: AutoencoderKLFlux2) -> None:
-    """Start where a picture passes through: unit gain, no biases, quiet residual branches and little posterior noise.
+    """Start where a picture passes through the decoder: unit gain, no biases, quiet residual branches.
 
     PyTorch's default shrinks the signal by 1.7 a convolution, under the biases, and loses hundreds of steps to it.
     """
-    for name, module in vae.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.orthogonal_(module.weight, gain=0.1 if name.endswith("conv2") else 1.0)
-            assert module.bias is not None
-            module.bias.zero_()
-    vae.quant_conv.weight[LATENT_CHANNELS:].zero_()
-    vae.quant_conv.bias[LATENT_CHANNELS:].fill_(-6)
+    for part in (vae.decoder, vae.post_quant_conv):
+        for name, module in part.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.orthogonal_(module.weight, gain=0.1 if name.endswith("conv2") else 1.0)
+                assert module.bias is not None
+                module.bias.zero_()
 
 
-def train_autoencoder(
-    vae: AutoencoderKLFlux2, source: Source, stage: Stage, folder: Path, device: torch.device, decoder_only: bool = False,
-    seed: int = 0,
-) -> None:  # fmt: skip
-    """Train in place. `decoder_only` keeps the encoder, and with it every latent, as it is."""
-    vae.to(device, memory_format=torch.channels_last).train()
-    for module in (vae.encoder, vae.quant_conv):
-        module.requires_grad_(not decoder_only)
-    vae.bn.eval()
+@torch.no_grad()
+def prepare_encoder(vae: AutoencoderKLFlux2, source: Source, path: Path, seed: int, pictures: int) -> None:
+    """Solve the encoder from random pictures of 128 px and measure its latents for the batch norm; both are kept in `path`."""
+    if not path.exists():
+        rng = np.random.default_rng([seed, 77])
+        drawn = np.stack([source.picture(128, 128, rng) for _ in range(pictures)])
+        pixels = pixels_of(drawn, torch.device("cpu"), torch.float32)
+        solve_encoder(vae, pixels)
+        tokens = torch.cat([patchify(vae.encode(part).latent_dist.mode()).flatten(0, 2) for part in pixels.split(8)])
+        vae.bn.running_mean.copy_(tokens.mean(0))
+        vae.bn.running_var.copy_(tokens.var(0))
+        parts = {name: getattr(vae, name).state_dict() for name in ("encoder", "quant_conv", "bn")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(parts, path)
+    for name, state in torch.load(path, weights_only=True).items():
+        getattr(vae, name).load_state_dict(state)
+
+
+def train_decoder(
+    vae: AutoencoderKLFlux2, source: Source, stage: Stage, folder: Path, device: torch.device, seed: int = 0
+) -> None:
+    """Train the decoder in place; the encoder, and with it every latent, stays as it is."""
+    vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
 
     def batch_at(rng: np.random.Generator) -> torch.Tensor:
         side, count = SIZES[rng.choice(len(SIZES), p=SHARES)]
@@ -66,16 +83,12 @@ def train_autoencoder(
 
     def loss_of(pixels: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pixels = pixels.to(device)
-        with torch.set_grad_enabled(not decoder_only):
+        with torch.no_grad():
             posterior = vae.encode(pixels).latent_dist
-        spread = torch.randn(posterior.mean.shape, generator=noise).to(device)
-        latents = posterior.mean + posterior.std * spread
-        decoded = vae.decode(latents).sample
-        error = decoded - pixels
+            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=noise).to(device)
+        error = vae.decode(latents).sample - pixels
         mse = error.square().mean()
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        loss = 0.25 * error.abs().mean() + 2 * mse + (0 if decoder_only else KL_WEIGHT * kl)
-        return loss, {"psnr": float(10 * torch.log10(4 / mse.detach())), "kl": float(kl.detach())}
+        return 0.25 * error.abs().mean() + 2 * mse, {"psnr": float(10 * torch.log10(4 / mse.detach()))}
 
     rng = np.random.default_rng(1)
     fixed = np.stack([source.picture(128, 128, rng) for _ in range(8)])
@@ -85,5 +98,4 @@ def train_autoencoder(
         rows = [np.concatenate(list(row), 1) for row in (fixed, pictures_of(decoded))]
         Image.fromarray(np.concatenate(rows, 0)).save(path)
 
-    train(stage, torch.nn.ModuleDict({"vae": vae}), batch_at, loss_of, folder, sheet, seed)
-    vae.eval()
+    train(stage, trained, batch_at, loss_of, folder, sheet, seed)

@@ -87,8 +87,7 @@ def _build(
     """`share` 1 for a photo as ground, 0 for a flat or graded one; `boxed` fills the mask up to its box."""
     height, width = size
     ground = source.background(height, width, rng, share)
-    side = int(rng.uniform(0.28, 0.62) * min(size))
-    x, y = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+    x, y, side = source.place(height, width, rng)
     turn = int(rng.integers(2**31))  # before and after lie at one angle, so that a recoloured sticker has not moved
     states = [
         ground if sticker is None else source.paste(ground, sticker, x, y, side, np.random.default_rng(turn))

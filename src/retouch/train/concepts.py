@@ -12,26 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 CODEPOINTS = {
-    "red apple": "1f34e", "banana": "1f34c", "lemon": "1f34b", "strawberry": "1f353", "watermelon": "1f349",
-    "pineapple": "1f34d", "grapes": "1f347", "cherries": "1f352", "tomato": "1f345", "carrot": "1f955",
-    "pumpkin": "1f383", "mushroom": "1f344", "hamburger": "1f354", "pizza": "1f355", "doughnut": "1f369",
-    "cat": "1f431", "dog": "1f436", "panda": "1f43c", "frog": "1f438", "pig": "1f437", "penguin": "1f427",
-    "owl": "1f989", "fish": "1f420", "whale": "1f433", "turtle": "1f422", "butterfly": "1f98b", "bee": "1f41d",
-    "ladybug": "1f41e", "crab": "1f980", "car": "1f697", "bus": "1f68c", "rocket": "1f680", "sailboat": "26f5",
-    "house": "1f3e0", "tree": "1f333", "cactus": "1f335", "sunflower": "1f33b", "tulip": "1f337", "moon": "1f319",
-    "star": "2b50", "cloud": "2601-fe0f", "heart": "2764-fe0f", "balloon": "1f388", "gift": "1f381", "crown": "1f451",
-    "book": "1f4d5", "hat": "1f3a9", "ball": "26bd", "basketball": "1f3c0", "bell": "1f514", "ghost": "1f47b",
-    "snowman": "26c4", "diamond": "1f48e", "backpack": "1f392", "teapot": "1fad6",
+    "red apple": "1f34e", "banana": "1f34c", "strawberry": "1f353", "watermelon": "1f349", "carrot": "1f955",
+    "pumpkin": "1f383", "mushroom": "1f344", "pizza": "1f355", "doughnut": "1f369", "cat": "1f431", "panda": "1f43c",
+    "frog": "1f438", "penguin": "1f427", "fish": "1f420", "butterfly": "1f98b", "ladybug": "1f41e", "crab": "1f980",
+    "car": "1f697", "rocket": "1f680", "sailboat": "26f5", "house": "1f3e0", "tree": "1f333", "cactus": "1f335",
+    "sunflower": "1f33b", "star": "2b50", "heart": "2764-fe0f", "balloon": "1f388", "gift": "1f381", "ball": "26bd",
+    "snowman": "26c4",
 }  # fmt: skip
-"""Name in a prompt -> Unicode codepoint of its picture."""
+"""Name in a prompt -> Unicode codepoint of its picture. As many as two cores can teach in an hour; a larger world is a longer
+list."""
 
-COLOURABLE = frozenset("car butterfly fish tulip heart balloon book backpack mushroom bell crab teapot".split())
+COLOURABLE = frozenset("car butterfly fish heart balloon mushroom".split())
 """Concepts of one dominant hue, which may be asked for in any colour."""
 
 HUES = {"red": 0.99, "orange": 0.075, "yellow": 0.14, "green": 0.35, "blue": 0.60, "purple": 0.76, "pink": 0.91}
 
 HELD_OUT = frozenset(name for name in CODEPOINTS if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0)
-"""A tenth of the concepts by the hash of the name: never trained on, used to judge encoding and removal."""
+"""About a tenth of all names by their hash, a fifth of these: never trained on, used to judge encoding and removal."""
 
 SEEN = tuple(name for name in CODEPOINTS if name not in HELD_OUT)
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 EMOJI = "@lobehub/fluent-emoji-3d@1.1.0"
 WALLPAPERS = ("plasma-workspace-wallpapers", "mate-backgrounds")
 PHOTO_SIDE = 1280
+SIDES = (40, 150)
+"""Pixels of the smallest and the largest sticker."""
 
 
 def fetch(folder: Path) -> None:
@@ -113,15 +115,15 @@ class Source:
         """Any one picture, (height, width, 3) uint8: a background with none to two stickers."""
         picture = self.background(height, width, rng, photo_share=0.75)
         for _ in range(int(rng.integers(3))):
-            picture = self.paste(picture, self.pick(rng), *self._place(height, width, rng), rng)
+            picture = self.paste(picture, self.pick(rng), *self.place(height, width, rng), rng)
         return picture
 
     def scene(self, height: int, width: int, rng: np.random.Generator, states: int = 4, share: float = 0.6) -> Scene:
         """One place in `states` + 1 states. Extra stickers elsewhere in a third of the scenes, the same in every state."""
         base = self.background(height, width, rng, share)
         for _ in range(int(rng.random() < 0.3)):
-            base = self.paste(base, self.pick(rng), *self._place(height, width, rng), rng)
-        x, y, side = self._place(height, width, rng)
+            base = self.paste(base, self.pick(rng), *self.place(height, width, rng), rng)
+        x, y, side = self.place(height, width, rng)
         stickers = [self.pick(rng) for _ in range(states)]
         if stickers[0].concept in COLOURABLE:
             stickers[1] = Sticker(stickers[0].concept, str(rng.choice([h for h in HUES if h != stickers[0].colour])))
@@ -132,9 +134,10 @@ class Source:
             pictures.append(picture)
         return Scene(np.stack(pictures), (None, *stickers), mask_around(cover, rng))
 
-    def _place(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    def place(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int]:
+        """A square (x, y, side) for a sticker: as large as documents of 128 px hold it, up to twice that in larger ones."""
         short = min(height, width)
-        side = int(rng.uniform(0.28, 0.62) * short)
+        side = int(rng.uniform(min(0.32 * short, SIDES[0]), min(0.62 * short, SIDES[1])))
         return int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1)), side
 
     def paste(self, base: np.ndarray, sticker: Sticker, x: int, y: int, side: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Four steps from twenty-eight: the student learns the mean velocity of its teacher over each of its own long steps.
+"""Four steps from sixteen: the student learns the mean velocity of its teacher over each of its own long steps.
 
 From a noised sample at the student's sigma the teacher walks its finer schedule down to the student's next one; the straight
 line between the two is what the student shall say. No adversary, one student pass a sample.
@@ -21,8 +21,8 @@ from retouch.train.flow import SHIFT, Noised, Velocity, draw, noised
 from retouch.train.loop import Stage, train
 from retouch.train.scenes import Batch, Scenes
 
-STEPS, FINER = 4, 7
-"""Steps of the student, and teacher steps within each of them: 28 in all."""
+STEPS, FINER = 4, 4
+"""Steps of the student, and teacher steps within each of them: 16 in all."""
 
 TOKENS = 1800
 

@@ -31,21 +31,24 @@ joint: the same with the document in the sequence at the step's own timestep (FL
 SHIFT = 2.0
 """Of the schedule, sigma = s u / (1 + (s - 1) u), in training and in the checkpoint's scheduler."""
 
-SIZES = {(128, 128): 0.78, (128, 192): 0.05, (192, 128): 0.05, (256, 256): 0.12}
+SIZES = {(128, 128): 0.80, (128, 192): 0.04, (192, 128): 0.04, (256, 256): 0.08, (512, 512): 0.04}
 """(height, width) -> share of the batches."""
 
-EDITS = 44
-"""Edits a step at 128 x 128, for the printed rate."""
+SPAN = 32
+"""Cells along the longest side of a document. A smaller one is trained as lying anywhere within it."""
+
+EDITS = {"mask": 8, "all": 4, "joint": 4}
+"""Edits of each document in a batch; at 64 reference tokens, sharing them among eight leaves a step to the masked tokens."""
 
 TOKENS = 2600
 """About how many tokens a step trains on; the number of documents follows from their size."""
 
 
 def build_transformer(channels: int) -> Flux2Transformer2DModel:
-    """9.8 M parameters: 2 double and 6 single blocks of width 256, rotary dimensions mostly on rows and columns."""
+    """4.2 M parameters: 1 double and 6 single blocks of width 192, rotary dimensions mostly on rows and columns."""
     model = Flux2Transformer2DModel(
-        patch_size=1, in_channels=channels, num_layers=2, num_single_layers=6, attention_head_dim=64,
-        num_attention_heads=4, joint_attention_dim=len(OUT_LAYERS) * WIDTH, timestep_guidance_channels=256, mlp_ratio=3.0,
+        patch_size=1, in_channels=channels, num_layers=1, num_single_layers=6, attention_head_dim=64,
+        num_attention_heads=3, joint_attention_dim=len(OUT_LAYERS) * WIDTH, timestep_guidance_channels=256, mlp_ratio=3.0,
         axes_dims_rope=(8, 24, 24, 8), rope_theta=2000, guidance_embeds=False,
     )  # fmt: skip
     heads = (model.double_stream_modulation_img, model.double_stream_modulation_txt, model.single_stream_modulation)
@@ -91,7 +94,7 @@ def noised(batch: Batch, mode: str, sigma: Tensor, noise: torch.Generator, devic
     clean = clean.flatten(0, 1)
     eps = torch.randn(clean.shape, generator=noise)
     weight = sigma[:, None, None]
-    positions = cell_positions(cells, batch.grid[1], time=0)
+    positions = cell_positions(cells, batch.grid[1], time=0) + batch.shift
     each = [t.repeat_interleave(edits, 0) for t in (valid, known, positions)]
     parts = (torch.lerp(clean, eps, weight), clean, eps, sigma, *each)
     return Noised(*(part.to(device) for part in parts))
@@ -151,7 +154,7 @@ class Velocity:
 
 def _place(batch: Batch) -> Tensor:
     """Positions (R, 4) of the document as first reference."""
-    return cell_positions(torch.arange(batch.document.shape[1]), batch.grid[1], time=10)
+    return cell_positions(torch.arange(batch.document.shape[1]), batch.grid[1], time=10) + batch.shift
 
 
 class Padded:
@@ -190,14 +193,17 @@ def pick(shares: dict, rng: np.random.Generator):  # type: ignore[no-untyped-def
     return keys[rng.choice(len(keys), p=weights / weights.sum())]
 
 
-def draw(scenes: Scenes, rng: np.random.Generator, edits: int = 4, tokens: int = TOKENS) -> tuple[Batch, str]:
+def draw(scenes: Scenes, rng: np.random.Generator, tokens: int = TOKENS) -> tuple[Batch, str]:
     """A batch of about `tokens` tokens and the mode it is trained in."""
     sizes = {size: share for size, share in SIZES.items() if size in scenes.by_size}
     size, mode = pick(sizes, rng), pick(MODES, rng)
-    area = (size[0] // 16) * (size[1] // 16)
-    own = {"mask": 0.4 * area, "all": area, "joint": 2 * area}[mode]
+    grid = size[0] // 16, size[1] // 16
+    area, edits = grid[0] * grid[1], EDITS[mode]
+    own = {"mask": min(0.4 * area, 50), "all": area, "joint": 2 * area}[mode]
     documents = max(1, round(tokens / (area + edits * (own + 8))))
-    return scenes.batch(size, documents, rng, edits), mode
+    batch = scenes.batch(size, documents, rng, edits)
+    row, column = (int(rng.integers(SPAN - side + 1)) for side in grid)
+    return replace(batch, shift=torch.tensor([0, row, column, 0])), mode
 
 
 def loss_weights(vae: AutoencoderKLFlux2) -> Tensor:

@@ -28,7 +28,7 @@ Batch = Any
 class Stage:
     """How long and how fast one stage trains. `samples` a step are only for the printed rate.
 
-    `muon`, if not 0, is the learning rate of Muon for matrices inside transformer blocks, beside AdamW's `lr` for the rest.
+    `muon`, if not 0, is the learning rate of Muon for matrices and kernels inside blocks, beside AdamW's `lr` for the rest.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
 
     def optimizers(self, modules: torch.nn.Module) -> list[torch.optim.Optimizer]:
         trained = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
-        inside = [p for name, p in trained if self.muon and p.ndim == 2 and "blocks." in name]
+        inside = [p for name, p in trained if self.muon and p.ndim >= 2 and "block" in name]
         chosen = {id(p) for p in inside}
         rest = [p for _, p in trained if id(p) not in chosen]
         adamw = torch.optim.AdamW(rest, self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True)

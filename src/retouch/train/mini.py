@@ -17,25 +17,24 @@ from retouch.train import autoencoder, distill, flow, text
 from retouch.train.card import model_card
 from retouch.train.data import Source
 from retouch.train.loop import Stage
-from retouch.train.scenes import Scenes, measure_latents
+from retouch.train.scenes import Scenes
 from retouch.train.sheets import edit_sheet
 
 log = logging.getLogger(__name__)
 
 STATISTICS = 800
-"""Pictures from which the latents' mean and variance are measured."""
+"""Pictures from which the encoder is solved."""
 
-STAGES = ("autoencoder", "flow", "distill", "decoder")
+STAGES = ("decoder", "flow", "distill")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much of each stage. `scenes` counts those of 128 x 128; larger ones are fewer by their area."""
 
-    autoencoder: int = 2700
+    decoder: int = 2000
     flow: int = 3000
-    distill: int = 500
-    decoder: int = 1000
+    distill: int = 300
     scenes: int = 3000
     seed: int = 0
 
@@ -74,9 +73,9 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     source = Source(data)
     vae, tokenizer = autoencoder.build(), text.build_tokenizer()
     encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
-    stage = Stage("autoencoder", plan.autoencoder, lr=4e-4, samples=7)
-    autoencoder.train_autoencoder(vae, source, stage, work, device, seed=plan.seed)
-    measure_latents(vae, source, work / "statistics.pt", device, plan.seed, STATISTICS)
+    autoencoder.prepare_encoder(vae, source, work / "encoder.pt", plan.seed, STATISTICS)
+    stage = Stage("decoder", plan.decoder, lr=1e-3, muon=3e-3, samples=7, ema=0.998)
+    autoencoder.train_decoder(vae, source, stage, work, device, plan.seed)
     if last == 0:
         return
     scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
@@ -86,16 +85,13 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     def sheet(path: Path) -> None:
         edit_sheet(pipeline_of(parts), source, path)
 
-    stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=flow.EDITS, warmup=100, ema=0.998, sheet_every=500)
+    stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=64, warmup=100, ema=0.998, sheet_every=500)
     flow.train_flow(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
     trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
     write(parts, out.with_name(out.name + "-teacher"), 28, {name: trained[name] for name in STAGES[:2]})
     if last >= 2:
-        stage = Stage("distill", plan.distill, lr=2e-4, samples=flow.EDITS // 2, warmup=50, ema=0.99, sheet_every=200)
+        stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
-    if last >= 3:
-        stage = Stage("decoder", plan.decoder, lr=2e-4, samples=7, ema=0.995, sheet_every=500)
-        autoencoder.train_autoencoder(vae, source, stage, work, device, decoder_only=True, seed=plan.seed)
     write(parts, out, distill.STEPS, trained)
 
 

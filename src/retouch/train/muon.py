@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalized, for the matrices inside transformer blocks. AdamW stays for all else.
+"""Muon: momentum whose update is orthogonalized, for the matrices and kernels inside blocks. AdamW stays for all else.
 
 On two CPU cores the orthogonalization costs about a seventh of a step, and a loss takes far fewer steps to reach.
 
@@ -18,7 +18,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters only. `lr` is on AdamW's scale. float32 throughout: bfloat16 is slow on many CPUs."""
+    """For parameters of two dimensions or more; all but the first count as one. `lr` is on AdamW's scale. float32 throughout: bfloat16 is slow on many CPUs."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -33,9 +33,9 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["average"] = torch.zeros_like(parameter)
                 average = state["average"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalize(parameter.grad.lerp(average, group["momentum"]))
+                update = orthogonalize(parameter.grad.lerp(average, group["momentum"]).flatten(1))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
 
 
 def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:

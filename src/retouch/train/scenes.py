@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,16 @@ from diffusers import AutoencoderKLFlux2
 from rich.progress import track
 from torch import Tensor
 
-from retouch.models.latents import cells_of, encode, patchify, pixels_of
+from retouch.models.latents import cells_of, normalize, patchify, pixels_of
 from retouch.train.concepts import Sticker, caption
 from retouch.train.data import Scene, Source
+from retouch.train.linear import as_convolution
 from retouch.train.text import drop
 
 log = logging.getLogger(__name__)
 CELL = 16
+DILATED = 0.3
+"""Share of the scenes whose cells are dilated by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Batch:
     """D documents with M edits each, padded.
 
     document (D, R, C) and target (D, M, R, C) float32; prompts D * M; cells (D, K) int64 with inside (D, K) bool;
-    grid = (h, w) in cells.
+    grid = (h, w) in cells; shift (4,) int64 is added to every image position: only differences of positions are to matter.
     """
 
     document: Tensor
@@ -47,24 +50,7 @@ class Batch:
     cells: Tensor
     inside: Tensor
     grid: tuple[int, int]
-
-
-def measure_latents(
-    vae: AutoencoderKLFlux2, source: Source, path: Path, device: torch.device, seed: int, pictures: int
-) -> None:
-    """Set the batch norm's running statistics from random pictures; they are kept in `path`."""
-    if not path.exists():
-        rng = np.random.default_rng([seed, 77])
-        chunks = []
-        with torch.no_grad():
-            for _ in track(range(pictures // 8), "latent statistics"):
-                pixels = pixels_of(np.stack([source.picture(128, 128, rng) for _ in range(8)]), device, torch.float32)
-                chunks.append(patchify(vae.encode(pixels).latent_dist.mode()).flatten(0, 2).cpu())
-        tokens = torch.cat(chunks)
-        torch.save({"mean": tokens.mean(0), "var": tokens.var(0)}, path)
-    measured = torch.load(path, weights_only=True)
-    vae.bn.running_mean.copy_(measured["mean"])
-    vae.bn.running_var.copy_(measured["var"])
+    shift: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.int64))
 
 
 class Scenes:
@@ -74,6 +60,7 @@ class Scenes:
         self, vae: AutoencoderKLFlux2, source: Source, sizes: dict[tuple[int, int], int], folder: Path, device: torch.device,
         seed: int = 0, chunk: int = 500,
     ) -> None:  # fmt: skip
+        convolution = as_convolution(vae.to(device))
         self.by_size: dict[tuple[int, int], list[Encoded]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for (height, width), count in sizes.items():
@@ -83,7 +70,9 @@ class Scenes:
                 if not path.exists():
                     rng = np.random.default_rng([seed, height, width, first])
                     made = [
-                        encode_scene(vae, source.scene(height, width, rng, share=0.65), device, int(rng.random() < 0.25))
+                        encode_scene(
+                            vae, convolution, source.scene(height, width, rng, share=0.65), device, int(rng.random() < DILATED)
+                        )
                         for _ in track(range(min(chunk, count - first)), f"scenes {height} x {width} from {first}")
                     ]
                     torch.save(made, path.with_suffix(".part"))
@@ -120,9 +109,10 @@ class Scenes:
 
 
 @torch.no_grad()
-def encode_scene(vae: AutoencoderKLFlux2, scene: Scene, device: torch.device, dilate: int) -> Encoded:
-    """Most scenes without dilation: it costs little quality in training, and a third of the tokens."""
-    tokens = encode(vae, pixels_of(scene.pictures, device, torch.float32))
+def encode_scene(
+    vae: AutoencoderKLFlux2, convolution: torch.nn.Conv2d, scene: Scene, device: torch.device, dilate: int
+) -> Encoded:
+    tokens = normalize(vae, patchify(convolution(pixels_of(scene.pictures, device, torch.float32))))
     height, width = tokens.shape[1:3]
     cells = torch.from_numpy(np.flatnonzero(cells_of(scene.mask, CELL, dilate)))
     return Encoded(tokens.flatten(1, 2).half().cpu(), scene.stickers, cells, height, width)
