@@ -169,7 +169,7 @@ def test_a_crop_with_the_whole_as_its_halo_is_the_whole():
 
 def test_judging_gives_flat_rows_and_a_sheet(toys, tmp_path, monkeypatch):
     monkeypatch.setattr("retouch.train.cases.SIZES", ((64, 64), (64, 80)))
-    monkeypatch.setattr(figures, "FINER", 2)
+    monkeypatch.setattr(figures, "TEACHER_STEPS", 8)
     monkeypatch.setattr(figures, "RENDERS", 1)
     engine = Engine(tiny.model("Flux2KleinKVPipeline"))
     classifier = Classifier().eval()

@@ -24,6 +24,9 @@ from retouch.train.scenes import Batch, Scenes
 STEPS, FINER = 4, 4
 """Steps of the student, and teacher steps within each of them: 16 in all."""
 
+TEACHER_STEPS = 28
+"""Of the teacher when it is run by itself."""
+
 TOKENS = 1800
 
 

@@ -20,7 +20,7 @@ from retouch.models import latents
 from retouch.train.cases import REMOVALS, Case, main_hue, surround_mean
 from retouch.train.classifier import Classifier, renders, tile
 from retouch.train.data import Source
-from retouch.train.distill import FINER, STEPS
+from retouch.train.distill import STEPS, TEACHER_STEPS
 
 IDENTICAL = 60.0
 """The most dB said of two pictures: a quarter of a level apart. Equal ones would be infinite, and rule every mean."""
@@ -223,7 +223,7 @@ def teacher_figures(
     who: str,
 ) -> list[Figure]:  # fmt: skip
     """Few steps beside many over the same noise: how good the many are, and how far the few agree with them."""
-    many = STEPS * FINER
+    many = TEACHER_STEPS
     figures = []
     for kind in REMOVALS:
         slow = edited(teacher, asked[kind], many)

@@ -23,7 +23,7 @@ from retouch.train.cases import KINDS, REMOVALS, Case, cases, source_of
 from retouch.train.classifier import STEPS as CLASSIFIER_STEPS
 from retouch.train.classifier import Classifier, train_classifier
 from retouch.train.data import Source
-from retouch.train.distill import FINER, STEPS
+from retouch.train.distill import STEPS, TEACHER_STEPS
 from retouch.train.figures import Editor, decibels, edited, psnr, round_trip
 from retouch.train.scenes import CELL
 
@@ -115,7 +115,7 @@ def judge(
     figures += measured.insertion_figures(model, classifier, asked["insert"], answers["insert"])
     figures += measured.change_figures(classifier, asked, answers)
     figures += measured.classifier_figures(classifier, source, seed)
-    log.info("%d steps", STEPS * FINER)
+    log.info("%d steps", TEACHER_STEPS)
     figures += measured.teacher_figures(teacher or engine, classifier, asked, answers, "teacher" if teacher else "itself")
     if sheet:
         picture.write(sheet, judged_sheet(asked, answers))

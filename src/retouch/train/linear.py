@@ -8,6 +8,8 @@ contrast of the picture; constant channels, far larger than the signal, hold its
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
@@ -29,7 +31,8 @@ def solve_encoder(vae: AutoencoderKLFlux2, pixels: Tensor) -> None:
     for module in (*encoder.modules(), vae.quant_conv):
         if isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
     width, seen = 3, pixels.double()
     for block in encoder.down_blocks:
@@ -76,7 +79,7 @@ def _signed(rows: Tensor) -> Tensor:
     return rows * largest.sign()
 
 
-def _read_out(encoder: nn.Module, seen: Tensor, kept: int) -> None:
+def _read_out(encoder: Any, seen: Tensor, kept: int) -> None:
     """The last block's widening and the output: component k rides on two channels as +x and -x, the rest stand still."""
     shortcut, norm, out = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out, encoder.conv_out
     features = seen.transpose(0, 1).flatten(1)
@@ -85,7 +88,8 @@ def _read_out(encoder: nn.Module, seen: Tensor, kept: int) -> None:
     rows = _signed(vectors.flip(1)[:, :kept].T) / values.flip(0)[:kept, None].sqrt()
     group = norm.num_channels // norm.num_groups
     pairs = kept // norm.num_groups
-    assert kept % norm.num_groups == 0 and 2 * pairs < group, "the last width holds a pair for every latent and more"
+    assert kept % norm.num_groups == 0, "each group of the norm holds as many latents"
+    assert 2 * pairs < group, "the last width holds a pair for every latent and more"
     still = group - 2 * pairs
     divisor = ((2 * pairs + still * STILL**2) / group) ** 0.5
     nn.init.zeros_(shortcut.weight)

@@ -18,7 +18,10 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of two dimensions or more; all but the first count as one. `lr` is on AdamW's scale. float32 throughout: bfloat16 is slow on many CPUs."""
+    """For parameters of two dimensions or more; all but the first count as one. `lr` is on AdamW's scale.
+
+    float32 throughout: bfloat16 is slow on many CPUs.
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
