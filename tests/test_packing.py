@@ -100,18 +100,19 @@ def test_document_key_depends_on_pixels_references_and_tenant_but_not_on_the_edi
     assert len(keys | {base}) == 4
 
 
-def test_only_masked_cells_and_their_neighbours_are_computed() -> None:
+@pytest.mark.parametrize(("dilate", "cells"), [(0, 1), (1, 9)])
+def test_only_masked_cells_are_computed(dilate: int, cells: int) -> None:
     edit = Edit(tiny.photo(128, 128), "a cat", box(128, 128, 33, 33, 14, 14), steps=2)
-    answer = Engine(tiny.model(KV, options=Options())).edit([edit])[0]
-    assert answer.usage.tokens_computed == 2 * 9
-    assert answer.usage.tokens_saved == 2 * (64 - 9)
+    answer = Engine(tiny.model(KV, options=Options(dilate=dilate))).edit([edit])[0]
+    assert answer.usage.tokens_computed == 2 * cells
+    assert answer.usage.tokens_saved == 2 * (64 - cells)
 
 
-def test_cells_are_those_the_mask_touches_dilated_by_one() -> None:
+def test_cells_are_those_the_mask_touches() -> None:
     mask = box(50, 40, 17, 15, 1, 2)
-    touched = np.argwhere(cells_of(mask, 16, dilate=0)).tolist()
+    touched = np.argwhere(cells_of(mask, 16)).tolist()
     assert touched == [[1, 0], [1, 1]]
-    assert cells_of(mask, 16).sum() == 3 * 3
+    assert cells_of(mask, 16, dilate=1).sum() == 3 * 3
 
 
 @settings(max_examples=25)

@@ -40,7 +40,7 @@ class Options:
     """
 
     whole: bool = False
-    dilate: int = 1
+    dilate: int = 0
     halo: int | None = 1
     feather: int = 4
 

@@ -66,10 +66,10 @@ def _spread(vae: AutoencoderKLFlux2) -> Tensor:
     return (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
 
 
-def cells_of(mask: np.ndarray, side: int, dilate: int = 1) -> np.ndarray:
+def cells_of(mask: np.ndarray, side: int, dilate: int = 0) -> np.ndarray:
     """Which cells an edit computes: (H, W) bool -> (ceil(H / side), ceil(W / side)) bool.
 
-    A cell is in when the mask touches it, or, by `dilate`, one of its neighbours.
+    A cell is in when the mask touches it, or, with `dilate`, a cell that near.
     """
     height, width = (math.ceil(s / side) for s in mask.shape)
     padded = np.zeros((height * side, width * side), bool)

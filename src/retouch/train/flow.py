@@ -23,7 +23,7 @@ from retouch.train.loop import Stage, train
 from retouch.train.scenes import Batch, Scenes
 from retouch.train.text import OUT_LAYERS, WIDTH
 
-MODES = {"mask": 0.80, "all": 0.12, "joint": 0.08}
+MODES = {"mask": 0.86, "all": 0.08, "joint": 0.06}
 """mask: noisy tokens inside the mask only, document as cached keys and values (what Retouch serves);
 all: every token noisy, known ones re-noised, document as cached keys and values (FLUX.2-klein-KV);
 joint: the same with the document in the sequence at the step's own timestep (FLUX.2-klein). Value: share of the batches."""
@@ -199,7 +199,7 @@ def draw(scenes: Scenes, rng: np.random.Generator, tokens: int = TOKENS) -> tupl
     size, mode = pick(sizes, rng), pick(MODES, rng)
     grid = size[0] // 16, size[1] // 16
     area, edits = grid[0] * grid[1], EDITS[mode]
-    own = {"mask": min(0.4 * area, 50), "all": area, "joint": 2 * area}[mode]
+    own = {"mask": min(0.35 * area, 40), "all": area, "joint": 2 * area}[mode]
     documents = max(1, round(tokens / (area + edits * (own + 8))))
     batch = scenes.batch(size, documents, rng, edits)
     row, column = (int(rng.integers(SPAN - side + 1)) for side in grid)

@@ -21,8 +21,6 @@ from retouch.train.text import drop
 
 log = logging.getLogger(__name__)
 CELL = 16
-DILATED = 0.3
-"""Share of the scenes whose cells are dilated by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +64,13 @@ class Scenes:
         for (height, width), count in sizes.items():
             found: list[Encoded] = []
             for first in range(0, count, chunk):
-                path = folder / f"scenes-{height}x{width}-{first:06d}.pt"
+                made_now = min(chunk, count - first)
+                path = folder / f"scenes-{height}x{width}-{first:06d}-{made_now}.pt"
                 if not path.exists():
                     rng = np.random.default_rng([seed, height, width, first])
                     made = [
-                        encode_scene(
-                            vae, convolution, source.scene(height, width, rng, share=0.65), device, int(rng.random() < DILATED)
-                        )
-                        for _ in track(range(min(chunk, count - first)), f"scenes {height} x {width} from {first}")
+                        encode_scene(vae, convolution, source.scene(height, width, rng, share=0.65), device)
+                        for _ in track(range(made_now), f"scenes {height} x {width} from {first}")
                     ]
                     torch.save(made, path.with_suffix(".part"))
                     os.replace(path.with_suffix(".part"), path)
@@ -109,10 +106,8 @@ class Scenes:
 
 
 @torch.no_grad()
-def encode_scene(
-    vae: AutoencoderKLFlux2, convolution: torch.nn.Conv2d, scene: Scene, device: torch.device, dilate: int
-) -> Encoded:
+def encode_scene(vae: AutoencoderKLFlux2, convolution: torch.nn.Conv2d, scene: Scene, device: torch.device) -> Encoded:
     tokens = normalize(vae, patchify(convolution(pixels_of(scene.pictures, device, torch.float32))))
     height, width = tokens.shape[1:3]
-    cells = torch.from_numpy(np.flatnonzero(cells_of(scene.mask, CELL, dilate)))
+    cells = torch.from_numpy(np.flatnonzero(cells_of(scene.mask, CELL)))
     return Encoded(tokens.flatten(1, 2).half().cpu(), scene.stickers, cells, height, width)
