@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +111,12 @@ def train(
         return np.random.default_rng([seed, stage_seed, step])
 
     saved, average, noise = time.monotonic(), 0.0, torch.Generator()
-    with _data_thread() as ahead, _progress(stage) as (bar, task):
+    with _progress(stage) as (bar, task):
         bar.update(task, completed=first)
-        upcoming = ahead.submit(batch_at, rng(first))
+        upcoming = batch_at(rng(first))
         started = time.monotonic()
         for step in range(first, stage.steps):
-            batch, upcoming = upcoming.result(), ahead.submit(batch_at, rng(step + 1))
+            batch = upcoming
             for optimizer, peak in zip(optimizers, (stage.lr, stage.muon), strict=False):
                 for group in optimizer.param_groups:
                     group["lr"] = peak * stage.rate_at(step)
@@ -128,6 +127,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             ema.update(step)
+            upcoming = batch_at(rng(step + 1))  # while a GPU is busy; no thread: its OpenMP team would slow a CPU by half
             average = float(loss.detach()) if step == first else 0.98 * average + 0.02 * float(loss.detach())
             rate = (step + 1 - first) * stage.samples / (time.monotonic() - started)
             bar.update(task, completed=step + 1, loss=f"{average:.4f}", rate=f"{rate:.1f}/s")
@@ -141,20 +141,6 @@ def train(
                 with ema.applied(), torch.no_grad():
                     sheet(folder / f"{stage.name}-{step + 1:06d}.png")
     ema._put(ema.shadow)
-
-
-@contextmanager
-def _data_thread() -> Iterator[ThreadPoolExecutor]:
-    """One thread that prepares batches, and no team of its own for tensor operations.
-
-    A second team would outnumber the cores, and then OpenMP puts the first one to sleep at every barrier: a training step
-    on two cores took 1.6 times as long.
-    """
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1) as ahead:
-        ahead.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(threads)
-        yield ahead
 
 
 @contextmanager
