@@ -123,7 +123,7 @@ def _encode_flops(model: Flux2, edit: Edit, words: int) -> int:
 
 def variants(model: Flux2, settings: Settings, clock: Clock) -> list[Variant]:
     """All rows of the bench. The documents and prompts of the warm engine are encoded here."""
-    edits, warm = Edits(settings), Engine(model, budget=1 << 40)
+    edits, warm = Edits(settings), Engine(model, memory=1 << 40)
     made = []
     for kind in ("KV", "plain") if model.family.cached else ("plain",):
         for compiled in (False, True) if settings.compiled else (False,):
@@ -135,7 +135,7 @@ def variants(model: Flux2, settings: Settings, clock: Clock) -> list[Variant]:
     for image, text in zip(edits.documents, cycle(PROMPTS)):
         warm.admit(Edit(image, text))
     for share in settings.shares:
-        cold = lambda turn, share=share: serve(Engine(model, budget=1 << 40), edits.of(turn, share, 1), clock, warm=False)  # noqa: E731
+        cold = lambda turn, share=share: serve(Engine(model, memory=1 << 40), edits.of(turn, share, 1), clock, warm=False)  # noqa: E731
         made.append(Variant("Retouch cold", share, cold))
         for count in settings.batches:
             packed = lambda turn, share=share, count=count: serve(warm, edits.of(turn, share, count), clock, warm=True)  # noqa: E731

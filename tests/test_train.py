@@ -63,7 +63,7 @@ def run(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, torch
         count += 1
         return (modules["linear"](batch) - torch.randn(batch.shape, generator=noise)).square().mean(), {}
 
-    def batch_at(rng: np.random.Generator) -> torch.Tensor:
+    def batch_at(rng: np.random.Generator, done: float) -> torch.Tensor:
         return torch.from_numpy(rng.normal(size=(8, 4))).float()
 
     train(Stage("stage", steps, lr=0.1, samples=8, warmup=3, save_every=0.0), modules, batch_at, loss_of, folder)

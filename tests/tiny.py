@@ -13,6 +13,7 @@ from diffusers import (
     Flux2KleinInpaintPipeline,
     Flux2KleinKVPipeline,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
 )
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -22,13 +23,17 @@ from retouch.models.flux2 import Flux2, Options
 from retouch.train.text import build_tokenizer
 
 LAYERS = (1, 2, 3)
-PIPELINES = {c.__name__: c for c in (Flux2KleinKVPipeline, Flux2KleinPipeline, Flux2KleinInpaintPipeline)}
+PIPELINES = {c.__name__: c for c in (Flux2KleinKVPipeline, Flux2KleinPipeline, Flux2KleinInpaintPipeline, Flux2Pipeline)}
 
 
 @lru_cache
 def parts(guidance_embeds: bool = False) -> dict[str, Any]:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
+    if guidance_embeds:  # dev's messages hold lists of typed parts
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+        )
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, initializer_range=0.5,
@@ -57,7 +62,12 @@ def parts(guidance_embeds: bool = False) -> dict[str, Any]:
 
 
 def pipeline(name: str, **extra: Any) -> Any:
-    made = PIPELINES[name](**parts(), **extra)
+    return assembled(name, parts(guidance_embeds=name == "Flux2Pipeline"), **extra)
+
+
+def assembled(name: str, of: dict[str, Any], **extra: Any) -> Any:
+    """The stock pipeline `name` of given parts, with the attention processors it needs."""
+    made = PIPELINES[name](**of, **extra)
     made.set_progress_bar_config(disable=True)
     if not name.endswith("KVPipeline"):
         from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor, Flux2ParallelSelfAttnProcessor

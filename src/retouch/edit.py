@@ -56,6 +56,18 @@ class CheckpointMismatch(RetouchError):
     status = 422
 
 
+class QueueFull(RetouchError):
+    """As many edits wait as may; a later try will find room."""
+
+    status = 429
+
+
+class DeadlineTooSoon(RetouchError):
+    """The edit could not be done in the time it is given: refused on arrival, not late."""
+
+    status = 504
+
+
 class OutputFailed(RetouchError):
     """The answer could not be written. Nothing half-written is left behind."""
 

@@ -108,6 +108,9 @@ class EditModel(Protocol):
     def frame(self, edit: Edit) -> Frame:
         """The part of the picture to work on, and the key of its Document."""
 
+    def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
+        """(image tokens of one step, steps): what an edit will cost, before anything is encoded."""
+
     def prompt_key(self, text: str, tenant: str) -> str:
         """The key of a text's Prompt."""
 
@@ -125,6 +128,9 @@ class EditModel(Protocol):
 
     def step(self, jobs: Sequence[Job]) -> None:
         """One denoising step of each job, all in one packed call, whatever their documents, sizes, masks and timesteps."""
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a stage's seconds are its own."""
 
     def finish(self, job: Job) -> np.ndarray:
         """The edited picture, in form and size as the edit's; outside the mask it is the edit's, bit for bit."""

@@ -86,6 +86,11 @@ class Flux2:
         missing = [-side % self.cell for side in pixels.shape[:2]]
         return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
 
+    def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
+        grid = frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell
+        tokens = grid[0] * grid[1] if self.options.whole else int(self._masked_cells(edit, frame, grid).sum())
+        return tokens * (1 if self.negative(edit) is None else 2), edit.steps or self.family.steps
+
     def prompt_key(self, text: str, tenant: str) -> str:
         return hashlib.blake2b(self._fingerprint + f"|{tenant}|{text}".encode(), digest_size=20).hexdigest()
 
@@ -202,6 +207,10 @@ class Flux2:
         job.step += 1
         job.usage.steps = job.step
         job.usage.tokens_computed += len(job.cells)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
     def finish(self, job: Job) -> np.ndarray:

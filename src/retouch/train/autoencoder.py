@@ -21,6 +21,9 @@ SIZES = ((64, 8), (128, 3), (256, 1))
 """(side in pixels, pictures a step): many small steps learn faster than few large ones; the norms must see large ones too."""
 SHARES = (0.7, 0.25, 0.05)
 LATENT_CHANNELS = 16
+TILT = 0.75
+"""Power of its share of the picture's variance that a latent keeps after the batch norm. At 0 noise would drown coarse and
+fine alike; at 1 it drowns them as it does pixels, fine first, which is what makes denoising go from coarse to fine."""
 
 
 def build() -> AutoencoderKLFlux2:
@@ -54,15 +57,15 @@ def _start_clear(vae: AutoencoderKLFlux2) -> None:
 
 @torch.no_grad()
 def prepare_encoder(vae: AutoencoderKLFlux2, source: Source, path: Path, seed: int, pictures: int) -> None:
-    """Solve the encoder from random pictures of 128 px and measure its latents for the batch norm; both are kept in `path`."""
+    """Solve the encoder from random pictures of 128 px and set the batch norm of its latents; both are kept in `path`."""
     if not path.exists():
         rng = np.random.default_rng([seed, 77])
         drawn = np.stack([source.picture(128, 128, rng) for _ in range(pictures)])
         pixels = pixels_of(drawn, torch.device("cpu"), torch.float32)
-        solve_encoder(vae, pixels)
+        wanted = solve_encoder(vae, pixels) ** TILT
         tokens = torch.cat([patchify(vae.encode(part).latent_dist.mode()).flatten(0, 2) for part in pixels.split(8)])
         vae.bn.running_mean.copy_(tokens.mean(0))
-        vae.bn.running_var.copy_(tokens.var(0))
+        vae.bn.running_var.copy_((wanted.mean() / wanted).repeat_interleave(4))
         parts = {name: getattr(vae, name).state_dict() for name in ("encoder", "quant_conv", "bn")}
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(parts, path)
@@ -77,7 +80,7 @@ def train_decoder(
     vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
 
-    def batch_at(rng: np.random.Generator) -> torch.Tensor:
+    def batch_at(rng: np.random.Generator, done: float) -> torch.Tensor:
         side, count = SIZES[rng.choice(len(SIZES), p=SHARES)]
         return pixels_of(np.stack([source.picture(side, side, rng) for _ in range(count)]), torch.device("cpu"), torch.float32)
 

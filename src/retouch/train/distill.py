@@ -38,7 +38,7 @@ def schedule(steps: int) -> list[float]:
 
 def train_distilled(
     transformer: Flux2Transformer2DModel, encoder: Qwen3ForCausalLM, tokenizer: Qwen2TokenizerFast, scenes: Scenes,
-    weights: Tensor, stage: Stage, folder: Path, device: torch.device, sheet: Callable[[Path], None], seed: int = 0,
+    stage: Stage, folder: Path, device: torch.device, sheet: Callable[[Path], None], seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the transformer in place; the text encoder stays as it is, so that prompts cached for one serve the other."""
     transformer.to(device).train()
@@ -47,7 +47,6 @@ def train_distilled(
     student = Velocity(transformer, encoder, tokenizer)
     coarse = torch.tensor(schedule(STEPS))
     fine = torch.tensor(schedule(STEPS * FINER))
-    weights = weights.to(device)
 
     def loss_of(drawn: tuple[Batch, str], noise: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch, mode = drawn
@@ -58,11 +57,11 @@ def train_distilled(
             text = student.prompts(batch.prompts)
             target = _mean_velocity(teacher, batch, step, mode, text, fine.to(device), index.to(device))
         out = student(batch, step, mode, text)
-        loss = ((out - target).square() * weights).mean(-1)[step.valid].mean()
+        loss = (out - target).square().mean(-1)[step.valid].mean()
         return loss, {mode: float(loss.detach())}
 
     modules = torch.nn.ModuleDict({"transformer": transformer})
-    train(stage, modules, lambda rng: draw(scenes, rng, tokens=TOKENS), loss_of, folder, sheet, seed)
+    train(stage, modules, lambda rng, done: draw(scenes, rng, tokens=TOKENS), loss_of, folder, sheet, seed)
 
 
 def _mean_velocity(

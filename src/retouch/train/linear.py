@@ -22,10 +22,11 @@ LOG_VARIANCE = -6.0
 
 
 @torch.no_grad()
-def solve_encoder(vae: AutoencoderKLFlux2, pixels: Tensor) -> None:
+def solve_encoder(vae: AutoencoderKLFlux2, pixels: Tensor) -> Tensor:
     """Set every weight of `vae`'s encoder from sample pictures (B, 3, H, W) in -1..1, sides multiples of 8.
 
-    Latents come out uncorrelated over the samples, with variance 1, the first one strongest.
+    Latents come out uncorrelated over the samples, with variance 1, the first one strongest. Returns the variance (L,) that
+    each stands for in the picture.
     """
     encoder, kept = vae.encoder, vae.config.latent_channels
     for module in (*encoder.modules(), vae.quant_conv):
@@ -44,9 +45,10 @@ def solve_encoder(vae: AutoencoderKLFlux2, pixels: Tensor) -> None:
             downsampler.conv.weight[: len(basis), :width, :2, :2] = basis.float()  # padded below and right: taps 0 and 1
             seen = nn.functional.conv2d(seen, basis, stride=2)
             width = len(basis)
-    _read_out(encoder, seen, kept)
+    variances = _read_out(encoder, seen, kept)
     vae.quant_conv.weight[:kept, :kept, 0, 0] = torch.eye(kept)
     vae.quant_conv.bias[kept:] = LOG_VARIANCE
+    return variances
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def _signed(rows: Tensor) -> Tensor:
     return rows * largest.sign()
 
 
-def _read_out(encoder: Any, seen: Tensor, kept: int) -> None:
+def _read_out(encoder: Any, seen: Tensor, kept: int) -> Tensor:
     """The last block's widening and the output: component k rides on two channels as +x and -x, the rest stand still."""
     shortcut, norm, out = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out, encoder.conv_out
     features = seen.transpose(0, 1).flatten(1)
@@ -102,3 +104,4 @@ def _read_out(encoder: Any, seen: Tensor, kept: int) -> None:
     for start in range(0, norm.num_channels, group):
         constant = torch.arange(still) % 2 * 2.0 - 1
         shortcut.bias[start + 2 * pairs : start + group] = STILL * constant
+    return values.flip(0)[:kept].float()

@@ -88,13 +88,15 @@ class Ema:
 def train(
     stage: Stage,
     modules: torch.nn.ModuleDict,
-    batch_at: Callable[[np.random.Generator], Batch],
+    batch_at: Callable[[np.random.Generator, float], Batch],
     loss_of: Callable[[Batch, torch.Generator], tuple[torch.Tensor, dict[str, float]]],
     folder: Path,
     sheet: Callable[[Path], None] | None = None,
     seed: int = 0,
 ) -> None:
     """Train `modules` for `stage.steps`; on return they hold the averaged weights.
+
+    `batch_at` hears what share of the stage is done, for curricula.
 
     Step k draws its data and its noise from (seed, stage, k) alone, so a killed run goes on as if nothing had happened:
     the last state lies in `folder/<stage>.pt`, and `folder/<stage>-<step>.png` are what `sheet` drew.
@@ -107,13 +109,13 @@ def train(
     first = _resume(path, modules, optimizers, ema)
     stage_seed = sum(map(ord, stage.name))
 
-    def rng(step: int) -> np.random.Generator:
-        return np.random.default_rng([seed, stage_seed, step])
+    def batch_of(step: int) -> Batch:
+        return batch_at(np.random.default_rng([seed, stage_seed, step]), step / stage.steps)
 
     saved, average, noise = time.monotonic(), 0.0, torch.Generator()
     with _progress(stage) as (bar, task):
         bar.update(task, completed=first)
-        upcoming = batch_at(rng(first))
+        upcoming = batch_of(first)
         started = time.monotonic()
         for step in range(first, stage.steps):
             batch = upcoming
@@ -127,7 +129,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             ema.update(step)
-            upcoming = batch_at(rng(step + 1))  # while a GPU is busy; no thread: its OpenMP team would slow a CPU by half
+            upcoming = batch_of(step + 1)  # while a GPU is busy; no thread: its OpenMP team would slow a CPU by half
             average = float(loss.detach()) if step == first else 0.98 * average + 0.02 * float(loss.detach())
             rate = (step + 1 - first) * stage.samples / (time.monotonic() - started)
             bar.update(task, completed=step + 1, loss=f"{average:.4f}", rate=f"{rate:.1f}/s")

@@ -79,19 +79,18 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     if last == 0:
         return
     scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
-    weights = flow.loss_weights(vae)
     parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer}
 
     def sheet(path: Path) -> None:
         edit_sheet(pipeline_of(parts), source, path)
 
     stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=64, warmup=100, ema=0.998, sheet_every=500)
-    flow.train_flow(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
+    flow.train_flow(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
     trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
     write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, {name: trained[name] for name in STAGES[:2]})
     if last >= 2:
         stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200)
-        distill.train_distilled(transformer, encoder, tokenizer, scenes, weights, stage, work, device, sheet, plan.seed)
+        distill.train_distilled(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
     write(parts, out, distill.STEPS, trained)
 
 

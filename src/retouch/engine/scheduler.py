@@ -1,0 +1,194 @@
+"""Which jobs step next: policies over tickets, a budget in tokens, and the clock that knows what a step costs. No torch.
+
+A ticket is what a policy may know of an edit. Policies only order tickets; `pick` fills the step from that order, so a running
+job that a more urgent one displaces simply waits a step: its state lies on the Job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """An admitted edit. Times are seconds on one monotonic clock.
+
+    `tokens` are what one of its steps computes, `steps` how many are left. `deadline` is a time, not a span.
+    """
+
+    tenant: str
+    priority: int
+    arrived: float
+    deadline: float | None
+    tokens: int
+    steps: int
+
+    @property
+    def work(self) -> int:
+        """Tokens that are still to be computed."""
+        return self.tokens * self.steps
+
+
+class Policy:
+    """An order of urgency. Most keep nothing; one that does is told by `charge` what was served."""
+
+    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        """The same tickets, most urgent first."""
+        raise NotImplementedError
+
+    def charge(self, tickets: Sequence[Ticket]) -> None:
+        """These have been stepped once."""
+
+    def copy(self) -> Policy:
+        """One that may be asked what would come without its changing."""
+        return self
+
+
+class FirstCome(Policy):
+    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        return sorted(tickets, key=lambda ticket: ticket.arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class Priority(Policy):
+    """Higher priorities first; waiting `ageing` seconds is worth one, so that nothing waits for ever."""
+
+    ageing: float = 10.0
+
+    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        return sorted(tickets, key=lambda t: (-(t.priority + (now - t.arrived) / self.ageing), t.arrived))
+
+
+class EarliestDeadline(Policy):
+    """Those without a deadline come last, in the order of their arrival."""
+
+    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        return sorted(tickets, key=lambda ticket: (math.inf if ticket.deadline is None else ticket.deadline, ticket.arrived))
+
+
+@dataclass(slots=True)
+class FairShare(Policy):
+    """The tenant that has been served the fewest tokens, for its weight, comes first.
+
+    A tenant that comes back after a pause starts at the least of those who are there: idle time earns no credit.
+    Source: the virtual token counter of https://arxiv.org/abs/2401.00588, over denoised tokens.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    served: dict[str, float] = field(default_factory=dict)
+    present: frozenset[str] = frozenset()
+
+    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        self._greet(frozenset(ticket.tenant for ticket in tickets))
+        # One after the other, each as if those before it had been served: one tenant's tickets do not all come first.
+        served = {tenant: self.served[tenant] for tenant in self.present}
+        queues: dict[str, list[Ticket]] = {tenant: [] for tenant in self.present}
+        for ticket in sorted(tickets, key=lambda ticket: -ticket.arrived):
+            queues[ticket.tenant].append(ticket)
+        order: list[Ticket] = []
+        while len(order) < len(tickets):
+            tenant = min((t for t in queues if queues[t]), key=lambda t: (served[t], queues[t][-1].arrived))
+            ticket = queues[tenant].pop()
+            served[tenant] += self._cost(ticket)
+            order.append(ticket)
+        return order
+
+    def _greet(self, present: frozenset[str]) -> None:
+        stayed = [self.served[tenant] for tenant in present & self.present]
+        for tenant in present - self.present:
+            self.served[tenant] = max(self.served.get(tenant, 0.0), min(stayed, default=0.0))
+        self.present = present
+
+    def _cost(self, ticket: Ticket) -> float:
+        return ticket.tokens / self.weights.get(ticket.tenant, 1.0)
+
+    def charge(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self.served[ticket.tenant] += self._cost(ticket)
+
+    def copy(self) -> FairShare:
+        return replace(self, served=dict(self.served))
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "first-come": FirstCome,
+    "priority": Priority,
+    "deadline": EarliestDeadline,
+    "fair": FairShare,
+}
+"""Value of the option -> a policy of one's own."""
+
+
+def pick(tickets: Sequence[Ticket], policy: Policy, budget: int, now: float) -> list[Ticket]:
+    """Who takes part in the next step: by `policy`, as many as fit into `budget` tokens, and at least one.
+
+    One that does not fit is passed over, not waited for; the first is always in, so a large edit is never starved.
+    """
+    chosen: list[Ticket] = []
+    left = budget
+    for ticket in policy.order(tickets, now):
+        if not chosen or ticket.tokens <= left:
+            chosen.append(ticket)
+            left -= ticket.tokens
+    policy.charge(chosen)
+    return chosen
+
+
+@dataclass(slots=True)
+class StepClock:
+    """Seconds of a step as `fixed + each * tokens`, fitted to the steps that were measured, the recent ones most.
+
+    Until there are two sizes to fit, all of a step's time counts as each token's.
+    """
+
+    memory: float = 0.98
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        self._sums = [
+            self.memory * total + new
+            for total, new in zip(self._sums, (1.0, tokens, tokens**2, seconds, seconds * tokens), strict=True)
+        ]
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """(fixed, each): seconds of any step, and seconds of each token in it; never negative."""
+        n, x, xx, y, xy = self._sums
+        if not x:
+            return 0.0, 0.0
+        spread = n * xx - x * x
+        if spread < 1e-6 * n * xx:
+            return 0.0, y / x
+        each = max(0.0, (n * xy - x * y) / spread)
+        fixed = (y - each * x) / n
+        return (fixed, each) if fixed > 0 else (0.0, xy / xx)
+
+    def seconds(self, tokens: int) -> float:
+        fixed, each = self.line
+        return fixed + each * tokens
+
+    def budget(self, efficiency: float = 0.9, longest: float = 0.5, least: int = 256, most: int = 65_536) -> int:
+        """Tokens a step at which its fixed cost is down to 1 - `efficiency` of it, but no step above `longest` seconds."""
+        fixed, each = self.line
+        if not each:
+            return least
+        wanted = efficiency / (1 - efficiency) * fixed / each
+        return int(min(max(wanted, least), max((longest - fixed) / each, least), most))
+
+
+def finish_time(ticket: Ticket, others: Sequence[Ticket], policy: Policy, budget: int, clock: StepClock, now: float) -> float:
+    """When `ticket` would have had its last step, were nobody else to come: what an admission is decided by.
+
+    All before it by `policy` share the steps with it; those after it only fill what is left, which costs it no more than the
+    step's own growth.
+    """
+    ahead = 0
+    for other in policy.copy().order([*others, ticket], now):
+        if other is ticket:
+            break
+        ahead += other.work
+    steps = max(ticket.steps, math.ceil((ahead + ticket.work) / max(budget, ticket.tokens)))
+    load = min(max(budget, ticket.tokens), math.ceil((ahead + ticket.work) / steps))
+    return now + steps * clock.seconds(load)
