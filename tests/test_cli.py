@@ -21,6 +21,9 @@ class PaintingEngine:
     def __init__(self):
         self.edits = []
 
+    def close(self):
+        pass
+
     def edit(self, edits, progress=None):
         self.edits += edits
         answers = []
@@ -39,7 +42,9 @@ def engine(monkeypatch):
     """In place of retouch.load, without touching the lazy attribute (which would import torch)."""
     engine = PaintingEngine()
     engine.loaded = []
-    monkeypatch.setitem(retouch.__dict__, "load", lambda model, dtype: engine.loaded.append((model, dtype)) or engine)
+    monkeypatch.setitem(
+        retouch.__dict__, "load", lambda model, dtype, cache: engine.loaded.append((model, dtype, cache)) or engine
+    )
     return engine
 
 
@@ -70,7 +75,7 @@ def test_one_edit_writes_one_file(engine, photo, tmp_path, capsys):
     pixels = picture.read(out).pixels
     assert (pixels[20:26, 10:15] == 7).all()
     assert (pixels == 7).sum() == 5 * 6 * 3
-    assert engine.loaded == [("retouch-mini", "auto")]
+    assert engine.loaded == [("retouch-mini", "auto", None)]
     assert engine.edits[0].steps == 4
     text = capsys.readouterr().out
     assert "10 of 100 (10%)" in text
@@ -144,7 +149,7 @@ def test_bad_input_never_loads_a_model(engine, photo, tmp_path, capsys):
 
 
 def test_unknown_checkpoint_is_one_line(photo, tmp_path, monkeypatch, capsys):
-    def load(model, dtype):
+    def load(model, dtype, cache):
         raise UnknownCheckpoint(f"there is no checkpoint\nnamed {model}.")
 
     monkeypatch.setitem(retouch.__dict__, "load", load)

@@ -96,12 +96,10 @@ def test_import_retouch_stays_light():
 
 
 def test_import_retouch_takes_less_than_300_ms():
-    microseconds = []
-    for _ in range(5):
-        argv = [sys.executable, "-X", "importtime", "-c", "import retouch"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        microseconds.append(int(re.search(r"\|\s*(\d+) \| retouch$", done.stderr, re.MULTILINE).group(1)))
-    assert min(microseconds) < 300_000
+    """Of processor time: what else the machine does is not its fault."""
+    code = "import time; start = time.process_time(); import retouch; print(time.process_time() - start)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    assert min(float(run.stdout) for run in runs) < 0.3
 
 
 def test_the_commands_of_the_readme_exist():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
 from PIL import Image
+from safetensors.torch import load_file
 
 import retouch
 import tiny
@@ -244,3 +245,12 @@ def test_train_mini_makes_a_checkpoint_that_edits(packages: Path, tmp_path: Path
     assert answer.usage.steps == 4
     assert np.array_equal(answer.image[~mask], image[~mask])
     assert {f.name.split("-")[0] for f in tmp_path.glob("*.png")} >= {"decoder", "flow", "distill"}
+    _going_on_from_it_keeps_its_autoencoder(out, packages, tmp_path / "more")
+
+
+def _going_on_from_it_keeps_its_autoencoder(out: Path, packages: Path, work: Path) -> None:
+    counts = "--decoder 0 --flow 1 --distill 0 --scenes 1 --device cpu".split()
+    assert mini.main(["--work", str(work), "--data", str(packages), "--start", str(out), *counts]) == 0
+    before, after = (load_file(next((folder / "vae").glob("*.safetensors"))) for folder in (out, work / "retouch-mini"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not list(work.glob("decoder-*.png"))

@@ -16,6 +16,9 @@ from retouch.models.base import Document, EditModel, Frame, Job, Prompt
 
 Progress = Callable[[int, int], None]
 
+MEMORY = 2 << 30
+"""Bytes of encoded documents that an engine keeps by default."""
+
 
 @dataclass(slots=True, eq=False)
 class Submitted(Ticket):
@@ -31,22 +34,18 @@ class Engine:
     """Runs edits on one model.
 
     `policy` says who comes first. `tokens` is the budget of a packed step, found from the measured step times where it is None.
-    `memory` is the bytes kept of encoded documents and prompts, `queue` how many edits may wait. `submit` and `cancel` may be
-    called from any thread; `tick` from one at a time.
+    `documents` and `prompts` keep what is encoded (2 GiB and an eighth of it in memory), `queue` is how many edits may wait.
+    `submit` may be called from any thread, `tick` from one at a time.
     """
 
     def __init__(
-        self,
-        model: EditModel,
-        policy: Policy | None = None,
-        tokens: int | None = None,
-        memory: int = 2 << 30,
-        queue: int = 1000,
-    ) -> None:
+        self, model: EditModel, policy: Policy | None = None, tokens: int | None = None, queue: int = 1000,
+        documents: Store[Document] | None = None, prompts: Store[Prompt] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.policy, self.queue = model, policy or FirstCome(), queue
         self.clock, self._tokens = StepClock(), tokens
-        self.documents: Store[Document] = Store(Memory("device", memory))
-        self.prompts: Store[Prompt] = Store(Memory("device", memory // 8))
+        self.documents = Store(Memory("device", MEMORY)) if documents is None else documents
+        self.prompts = Store(Memory("device", MEMORY // 8)) if prompts is None else prompts
         self._submitted: list[Submitted] = []
         self._changed = threading.Condition()
 
@@ -122,6 +121,11 @@ class Engine:
             for one in together:
                 _settle(one.answer, error)
         self.clock.observe(sum(one.tokens for one in together), time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Bring what is encoded to the slowest tier; where that is a disk, the next engine finds it there."""
+        self.documents.sink()
+        self.prompts.sink()
 
     def wait(self, seconds: float) -> None:
         """Until something is submitted, or for so long."""

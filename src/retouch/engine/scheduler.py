@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +32,13 @@ class Ticket:
         return self.tokens * self.steps
 
 
+T = TypeVar("T", bound=Ticket)
+
+
 class Policy:
     """An order of urgency. Most keep nothing; one that does is told by `charge` what was served."""
 
-    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+    def order(self, tickets: Sequence[T], now: float) -> list[T]:
         """The same tickets, most urgent first."""
         raise NotImplementedError
 
@@ -47,7 +51,7 @@ class Policy:
 
 
 class FirstCome(Policy):
-    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+    def order(self, tickets: Sequence[T], now: float) -> list[T]:
         return sorted(tickets, key=lambda ticket: ticket.arrived)
 
 
@@ -57,14 +61,14 @@ class Priority(Policy):
 
     ageing: float = 10.0
 
-    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+    def order(self, tickets: Sequence[T], now: float) -> list[T]:
         return sorted(tickets, key=lambda t: (-(t.priority + (now - t.arrived) / self.ageing), t.arrived))
 
 
 class EarliestDeadline(Policy):
     """Those without a deadline come last, in the order of their arrival."""
 
-    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+    def order(self, tickets: Sequence[T], now: float) -> list[T]:
         return sorted(tickets, key=lambda ticket: (math.inf if ticket.deadline is None else ticket.deadline, ticket.arrived))
 
 
@@ -80,14 +84,14 @@ class FairShare(Policy):
     served: dict[str, float] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
 
-    def order(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+    def order(self, tickets: Sequence[T], now: float) -> list[T]:
         self._greet(frozenset(ticket.tenant for ticket in tickets))
         # One after the other, each as if those before it had been served: one tenant's tickets do not all come first.
         served = {tenant: self.served[tenant] for tenant in self.present}
-        queues: dict[str, list[Ticket]] = {tenant: [] for tenant in self.present}
+        queues: dict[str, list[T]] = {tenant: [] for tenant in self.present}
         for ticket in sorted(tickets, key=lambda ticket: -ticket.arrived):
             queues[ticket.tenant].append(ticket)
-        order: list[Ticket] = []
+        order: list[T] = []
         while len(order) < len(tickets):
             tenant = min((t for t in queues if queues[t]), key=lambda t: (served[t], queues[t][-1].arrived))
             ticket = queues[tenant].pop()
@@ -121,12 +125,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """Value of the option -> a policy of one's own."""
 
 
-def pick(tickets: Sequence[Ticket], policy: Policy, budget: int, now: float) -> list[Ticket]:
+def pick(tickets: Sequence[T], policy: Policy, budget: int, now: float) -> list[T]:
     """Who takes part in the next step: by `policy`, as many as fit into `budget` tokens, and at least one.
 
     One that does not fit is passed over, not waited for; the first is always in, so a large edit is never starved.
     """
-    chosen: list[Ticket] = []
+    chosen: list[T] = []
     left = budget
     for ticket in policy.order(tickets, now):
         if not chosen or ticket.tokens <= left:

@@ -139,7 +139,7 @@ def train_classifier(
     source = cache(open_source)
     stage = Stage(f"classifier-{stamp}", steps, lr=2e-3, samples=batch, warmup=max(1, steps // 10), ema=0.99)
 
-    def batch_at(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def batch_at(rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         tiles, labels = renders(source(), classifier.names, rng, batch, rough=True)
         return _pixels(tiles), torch.from_numpy(labels)
 

@@ -213,6 +213,7 @@ def draw(scenes: Scenes, rng: np.random.Generator, tokens: int = TOKENS) -> tupl
 def train_flow(
     transformer: Flux2Transformer2DModel, encoder: Qwen3ForCausalLM, tokenizer: Qwen2TokenizerFast, scenes: Scenes,
     stage: Stage, folder: Path, device: torch.device, sheet: Callable[[Path], None], seed: int = 0,
+    first_share: float = FIRST_SHARE,
 ) -> None:  # fmt: skip
     """Train transformer and text encoder together, in place."""
     velocity = Velocity(transformer.to(device).train(), encoder.to(device).train(), tokenizer)
@@ -231,6 +232,6 @@ def train_flow(
     modules = torch.nn.ModuleDict({"transformer": transformer, "encoder": encoder})
 
     def batch_at(rng: np.random.Generator, done: float) -> tuple[Batch, str, float]:
-        return *draw(scenes, rng), FIRST_SHIFT if done < FIRST_SHARE else SHIFT
+        return *draw(scenes, rng), FIRST_SHIFT if done < first_share else SHIFT
 
     train(stage, modules, batch_at, loss_of, folder, sheet, seed)

@@ -107,6 +107,9 @@ def train(
     ema = Ema(parameters, stage.ema)
     path = folder / f"{stage.name}.pt"
     first = _resume(path, modules, optimizers, ema)
+    if first >= stage.steps:
+        ema._put(ema.shadow)
+        return
     stage_seed = sum(map(ord, stage.name))
 
     def batch_of(step: int) -> Batch:

@@ -13,6 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline
 
 from retouch.edit import InvalidOption
+from retouch.models import checkpoint
 from retouch.train import autoencoder, distill, flow, text
 from retouch.train.card import model_card
 from retouch.train.data import Source
@@ -34,8 +35,8 @@ class Plan:
 
     decoder: int = 2000
     flow: int = 3000
-    distill: int = 300
-    scenes: int = 3000
+    distill: int = 260
+    scenes: int = 5000
     seed: int = 0
 
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, scenes and sample sheets (%(default)s)")
     parser.add_argument("--data", type=Path, help="where the packages with the pictures are kept (WORK/data)")
     parser.add_argument("--out", type=Path, help="the checkpoint's folder (WORK/retouch-mini)")
+    parser.add_argument("--start", help="go on from this checkpoint's weights: a bundled name or a directory (from nothing)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage, and write what is there")
     for name, value in asdict(plan).items():
@@ -62,36 +64,51 @@ def main(argv: list[str]) -> int:
         args.out or args.work / "retouch-mini",
         args.device,
         args.until,
+        args.start,
     )
     return 0
 
 
-def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: str) -> None:
-    """All stages up to `until`. After flow and after distillation the checkpoint is written, the teacher's as OUT-teacher."""
+def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: str, start: str | None = None) -> None:
+    """All stages up to `until`. After flow and after distillation the checkpoint is written, the teacher's as OUT-teacher.
+
+    With `start`, every part begins as that checkpoint has it, and its encoder stays; a stage of no steps is left out.
+    """
     device, last = torch.device(device_name), STAGES.index(until)
     torch.manual_seed(plan.seed)
     source = Source(data)
-    vae, tokenizer = autoencoder.build(), text.build_tokenizer()
-    encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
-    autoencoder.prepare_encoder(vae, source, work / "encoder.pt", plan.seed, STATISTICS)
+    parts = _built(source, plan.seed, work) if start is None else _read(start)
+    vae, tokenizer, encoder, transformer = (parts[name] for name in ("vae", "tokenizer", "text_encoder", "transformer"))
     stage = Stage("decoder", plan.decoder, lr=1e-3, muon=3e-3, samples=7, ema=0.998)
     autoencoder.train_decoder(vae, source, stage, work, device, plan.seed)
     if last == 0:
         return
     scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
-    parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer}
 
     def sheet(path: Path) -> None:
         edit_sheet(pipeline_of(parts), source, path)
 
     stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=64, warmup=100, ema=0.998, sheet_every=500)
-    flow.train_flow(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
+    first_share = flow.FIRST_SHARE if start is None else 0.0
+    flow.train_flow(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed, first_share)
     trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
     write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, {name: trained[name] for name in STAGES[:2]})
     if last >= 2:
         stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
     write(parts, out, distill.STEPS, trained)
+
+
+def _built(source: Source, seed: int, work: Path) -> dict[str, Any]:
+    vae, tokenizer = autoencoder.build(), text.build_tokenizer()
+    encoder, transformer = text.build_encoder(tokenizer), flow.build_transformer(4 * autoencoder.LATENT_CHANNELS)
+    autoencoder.prepare_encoder(vae, source, work / "encoder.pt", seed, STATISTICS)
+    return {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder, "transformer": transformer}
+
+
+def _read(start: str) -> dict[str, Any]:
+    pipeline, _ = checkpoint.read(checkpoint.find(start), torch.float32)
+    return {name: pipeline.components[name] for name in ("vae", "tokenizer", "text_encoder", "transformer")}
 
 
 def scene_counts(base: int) -> dict[tuple[int, int], int]:

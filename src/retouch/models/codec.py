@@ -1,0 +1,46 @@
+"""Documents and Prompts as bytes, for the disk tier: safetensors, since what is read back may have been damaged."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from retouch.models.base import Document, Prompt
+
+
+def dump_document(document: Document) -> bytes:
+    tensors = {"tokens": document.tokens, "reference": document.reference, "positions": document.positions}
+    for layer, (keys, values) in enumerate(document.keys):
+        tensors |= {f"keys.{layer}": keys, f"values.{layer}": values}
+    return _dump(document.key, tensors)
+
+
+def load_document(data: bytes, device: torch.device) -> Document:
+    """Raises SafetensorError or KeyError where `data` is not what `dump_document` made."""
+    key, tensors = _load(data, device)
+    layers = sum(name.startswith("keys.") for name in tensors)
+    pairs = tuple((tensors[f"keys.{layer}"], tensors[f"values.{layer}"]) for layer in range(layers))
+    return Document(key, tensors["tokens"], pairs, tensors["reference"], tensors["positions"])
+
+
+def dump_prompt(prompt: Prompt) -> bytes:
+    return _dump(prompt.key, {"embedded": prompt.embedded})
+
+
+def load_prompt(data: bytes, device: torch.device) -> Prompt:
+    key, tensors = _load(data, device)
+    return Prompt(key, tensors["embedded"])
+
+
+def _dump(key: str, tensors: dict[str, Tensor]) -> bytes:
+    kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    name = json.dumps(key).encode()
+    return len(name).to_bytes(4, "little") + name + save(kept)
+
+
+def _load(data: bytes, device: torch.device) -> tuple[str, dict[str, Tensor]]:
+    start = 4 + int.from_bytes(data[:4], "little")
+    return json.loads(data[4:start]), {name: tensor.to(device) for name, tensor in load(data[start:]).items()}
