@@ -35,7 +35,7 @@ class Plan:
 
     decoder: int = 2000
     flow: int = 3000
-    distill: int = 260
+    distill: int = 160
     scenes: int = 5000
     seed: int = 0
 
