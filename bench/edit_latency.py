@@ -32,7 +32,7 @@ from retouch.models.flux2 import Flux2
 from retouch.record import Record
 from shapes import SHAPES, build
 from timing import Clock
-from variants import Settings, Variant, variants
+from variants import SHARES, Settings, Variant, variants
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead")
     what.add_argument("--quick", action="store_true", help="one round of --shape tiny: a smoke test")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (%(default)s)")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the picture under the mask (all: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=4, help="denoising steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and of the masks' places (%(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16; auto measures which is faster")
@@ -106,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.rounds < 1 or args.steps < 1:
             raise InvalidOption("give at least one round and one step.")
+        if not all(0 < share <= 1 for share in args.shares):
+            raise InvalidOption("a mask's share of the picture is above 0 and at most 1.")
         name = "tiny" if args.quick else args.shape
         if name:
             auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             assert isinstance(served, Flux2)
             model, name, side, note = served, args.model, 512, ""
         rounds = 1 if args.quick else args.rounds
-        settings = Settings(side, rounds, args.steps, args.seed, not args.no_compile)
+        settings = Settings(side, rounds, args.steps, args.seed, not args.no_compile, tuple(args.shares))
         record.append(args.out, bench(model, settings, name, note, console))
     except RetouchError as error:
         print(f"edit_latency: {error}", file=sys.stderr)
