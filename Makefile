@@ -29,7 +29,7 @@ $(BIN)/python:
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into .venv (once; a few minutes where the wheels are not at hand)"
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e ".[demo]"
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -60,7 +60,7 @@ def test_a_hit_is_the_very_value(clock: list[float]) -> None:
     assert again is first
     made(store, "b", seconds=3.0, clock=clock)
     made(store, "b")
-    assert (store.counters.misses, store.counters.hits["device"], store.counters.saved) == (2, 2, 3.0)
+    assert (store.counters.misses, store.counters.hits["device"], store.counters.saved_seconds) == (2, 2, 3.0)
 
 
 def test_a_hundred_askers_make_it_once() -> None:
@@ -167,7 +167,7 @@ def test_the_disk_is_there_after_a_restart(tmp_path: Path, clock: list[float]) -
     later = Store(memory(100), disk(tmp_path))
     assert made(later, "a")
     assert made(later, "b")
-    assert later.counters.saved == 2.0
+    assert later.counters.saved_seconds == 2.0
     assert later.counters.misses == 0
 
 

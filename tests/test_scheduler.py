@@ -18,7 +18,7 @@ from retouch.engine.scheduler import (
     StepClock,
     Ticket,
     finish_time,
-    pick,
+    fitting,
 )
 
 
@@ -26,6 +26,13 @@ def ticket(
     arrived: float = 0.0, tokens: int = 100, steps: int = 4, tenant: str = "", priority: int = 0, deadline: float | None = None
 ) -> Ticket:
     return Ticket(tenant, priority, arrived, deadline, tokens, steps)
+
+
+def pick(tickets: list[Ticket], policy: Policy, budget: int, now: float) -> list[Ticket]:
+    """One step as the engine's loop takes it."""
+    chosen = fitting(policy.order(tickets, now), budget)
+    policy.charge(chosen)
+    return chosen
 
 
 def run(tickets: list[Ticket], policy: Policy, budget: int, seconds: float = 1.0) -> dict[int, float]:

@@ -24,6 +24,7 @@ MAX_VARIATIONS = 64
 DTYPES = ("auto", "float32", "bfloat16")
 
 FORWARDED = {
+    "serve": "serve edits over HTTP, with a studio page",
     "demo": "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table",
     "train": "`train mini` makes the bundled checkpoint, `train judge` measures one",
 }
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _forward(command: str, rest: list[str]) -> int:
     """Run a command that reads its own options."""
-    if command == "demo":
-        return int(importlib.import_module("retouch.demo").main(rest) or 0)
+    if command in ("demo", "serve"):
+        return int(importlib.import_module(f"retouch.{command}").main(rest) or 0)
     what, *options = rest or [""]
     if what == "mini":
         return int(importlib.import_module("retouch.train.mini").main(options) or 0)

@@ -57,15 +57,31 @@ class CheckpointMismatch(RetouchError):
 
 
 class QueueFull(RetouchError):
-    """As many edits wait as may; a later try will find room."""
+    """As many edits wait as may; a later try, `retry_after` seconds from now, will find room."""
 
     status = 429
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeadlineTooSoon(RetouchError):
     """The edit could not be done in the time it is given: refused on arrival, not late."""
 
     status = 504
+
+
+class DeadlinePassed(RetouchError):
+    """The edit was taken on, but its time ran out before it was done."""
+
+    status = 504
+
+
+class WorkerLost(RetouchError):
+    """The process that computed the edit died, and those that took it over died too, or none could be started."""
+
+    status = 503
 
 
 class OutputFailed(RetouchError):
@@ -80,7 +96,8 @@ class Edit:
 
     `image` is (H, W, 3 or 4) uint8, upright. `mask` is (H, W) bool, true = edit here; None = the whole picture.
     `references` are further pictures the model may look at, same form as `image`, any size.
-    `steps` and `guidance` default to the checkpoint's own. `deadline` is in seconds from submission.
+    `steps` and `guidance` default to the checkpoint's own. `deadline` is in seconds from submission. `blank`: there is no
+    document, `image` gives the size alone (text to image). `reuse`: a finished result of the very same edit may be the answer.
     """
 
     image: np.ndarray
@@ -93,6 +110,8 @@ class Edit:
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
+    blank: bool = False
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         for name, image in (("image", self.image), *((f"references[{i}]", r) for i, r in enumerate(self.references))):
@@ -108,6 +127,8 @@ class Edit:
             raise InvalidOption(f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1.")
         if self.deadline is not None and not self.deadline > 0:
             raise InvalidOption(f"deadline is {self.deadline}; give seconds from now, above 0, or leave it out.")
+        if self.blank and (self.mask is not None or self.references):
+            raise InvalidOption("a picture from nothing has no mask and no references; leave them out, or give a document.")
 
 
 @dataclass(slots=True)
@@ -115,12 +136,14 @@ class Usage:
     """What one edit cost.
 
     `seconds` is device time by stage (document, prompt, step, finish), a shared step split by tokens.
-    `tokens_computed` counts image tokens over all steps, `tokens_whole` what the whole picture would have taken.
+    `tokens_computed` counts image tokens over all steps, `tokens_whole` what the whole picture would have taken, `tokens_text`
+    those of the prompt.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens_computed: int = 0
     tokens_whole: int = 0
+    tokens_text: int = 0
     steps: int = 0
     cache_hits: tuple[str, ...] = ()
     dollars: float = 0.0

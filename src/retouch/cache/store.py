@@ -72,7 +72,9 @@ class Memory(Generic[V]):
 
 @dataclass(slots=True)
 class Counters:
-    """Of one store. `hits`, `bytes` and `evicted` are by tier; `joined` waited for another's making; `saved` is seconds."""
+    """Of one store. `hits`, `bytes` and `evicted` are by tier; `joined` waited for another's making, `saved_seconds` is making
+    that was spared.
+    """
 
     hits: dict[str, int]
     bytes: dict[str, int]
@@ -80,7 +82,7 @@ class Counters:
     misses: int = 0
     joined: int = 0
     lost: int = 0
-    saved: float = 0.0
+    saved_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -144,28 +146,56 @@ class Store(Generic[V]):
         own.set_result(value)
         return value, hit
 
-    def _look_up(self, key: str, make: Callable[[], V]) -> tuple[V, bool]:
-        """Runs for one asker of a key at a time; whatever is slow (disk, making) holds no lock."""
+    def find(self, key: str) -> V | None:
+        """The value of `key` where there is one: for what is made elsewhere, and brought by `put`."""
+        value = self._held(key)
+        if value is None:
+            with self._lock:
+                self.counters.misses += 1
+        return value
+
+    def put(self, key: str, value: V, seconds: float) -> None:
+        """Keep a value that took `seconds` to make; one that is there already stays."""
+        with self._lock:
+            if key in self._entries:
+                return
+        self._keep(key, value, seconds, uses=1)
+
+    def drop(self, key: str) -> bool:
+        """Forget `key`; whether it was there."""
+        with self._lock:
+            known = key in self._entries
+            self._leave(key)
+        return known
+
+    def _held(self, key: str) -> V | None:
+        """What is slow (disk) holds no lock."""
         with self._lock:
             entry = self._entries.get(key)
-        if entry is not None:
-            tier = self.tiers[entry.tier]
-            value = tier.get(key)
-            with self._lock:
-                if value is not None:
-                    self.counters.hits[tier.name] += 1
-                    self.counters.saved += entry.seconds
-                    entry.uses += 1
-                    if entry.tier == 0:
-                        self._rank(key, entry)
-                else:
-                    self.counters.lost += 1
-                if value is None or entry.tier:
-                    self._leave(key)
+        if entry is None:
+            return None
+        tier = self.tiers[entry.tier]
+        value = tier.get(key)
+        with self._lock:
             if value is not None:
-                if entry.tier:
-                    self._keep(key, value, entry.seconds, entry.uses)
-                return value, True
+                self.counters.hits[tier.name] += 1
+                self.counters.saved_seconds += entry.seconds
+                entry.uses += 1
+                if entry.tier == 0 and self._entries.get(key) is entry:
+                    self._rank(key, entry)
+            else:
+                self.counters.lost += 1
+            if (value is None or entry.tier) and self._entries.get(key) is entry:
+                self._leave(key)
+        if value is not None and entry.tier:
+            self._keep(key, value, entry.seconds, entry.uses)
+        return value
+
+    def _look_up(self, key: str, make: Callable[[], V]) -> tuple[V, bool]:
+        """Runs for one asker of a key at a time; making holds no lock."""
+        value = self._held(key)
+        if value is not None:
+            return value, True
         started = time.perf_counter()
         value = make()
         seconds = time.perf_counter() - started

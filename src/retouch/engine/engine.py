@@ -2,52 +2,97 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from retouch.cache.store import Memory, Store
-from retouch.edit import DeadlineTooSoon, Edit, Edited, QueueFull, Usage
-from retouch.engine.scheduler import FirstCome, Policy, StepClock, Ticket, finish_time, pick
+from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, Usage
+from retouch.engine.scheduler import FirstCome, Policy, StepClock, Ticket, finish_time, fitting
 from retouch.models.base import Document, EditModel, Frame, Job, Prompt
+from retouch.picture import bounds
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Watch = Callable[[int, np.ndarray | None], None]
+"""Hears (0, None) when an edit has been begun, then steps done with a rough picture of what it is going to be."""
 
 MEMORY = 2 << 30
-"""Bytes of encoded documents that an engine keeps by default."""
+"""Bytes of encoded documents that an engine keeps by default; an eighth of it for prompts, as much for finished results."""
+
+AHEAD = 2
+"""Steps' worth of edits that are encoded before they are needed, where encoding runs beside the loop."""
+
+_settling = threading.RLock()
+
+RECENT = 64
+"""Steps that the figures of `Engine.stats` look back on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """A finished edit, as far as it changed the picture: what stands in the mask's box, (h, w, 3 or 4) uint8."""
+
+    pixels: np.ndarray
+    usage: Usage
+
+    @property
+    def bytes(self) -> int:
+        return self.pixels.nbytes
 
 
 @dataclass(slots=True, eq=False)
 class Submitted(Ticket):
-    """An edit that the engine has taken on. `answer.cancel()` takes it back, up to its last step."""
+    """An edit that the engine has taken on. `answer.cancel()` takes it back, up to its last step.
+
+    `side` is what runs for it beside the loop: encoding, then finishing.
+    """
 
     edit: Edit
     frame: Frame
+    watch: Watch | None = None
+    previews: int = 0
     job: Job | None = None
+    side: Future[None] | None = None
     answer: Future[Edited] = field(default_factory=Future)
+    result_key: str = ""
 
 
 class Engine:
     """Runs edits on one model.
 
     `policy` says who comes first. `tokens` is the budget of a packed step, found from the measured step times where it is None.
-    `documents` and `prompts` keep what is encoded (2 GiB and an eighth of it in memory), `queue` is how many edits may wait.
+    `documents`, `prompts` and `results` keep what was made (2 GiB and twice an eighth of it in memory), `queue` is how many
+    edits may wait. `beside` threads encode and decode while the loop steps; with 0 they take turns.
     `submit` may be called from any thread, `tick` from one at a time.
     """
 
     def __init__(
         self, model: EditModel, policy: Policy | None = None, tokens: int | None = None, queue: int = 1000,
         documents: Store[Document] | None = None, prompts: Store[Prompt] | None = None,
+        results: Store[Finished] | None = None, beside: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.policy, self.queue = model, policy or FirstCome(), queue
         self.clock, self._tokens = StepClock(), tokens
         self.documents = Store(Memory("device", MEMORY)) if documents is None else documents
         self.prompts = Store(Memory("device", MEMORY // 8)) if prompts is None else prompts
+        self.results = Store(Memory("host", MEMORY // 8)) if results is None else results
+        self._beside = ThreadPoolExecutor(beside, "retouch-beside") if beside else None
         self._submitted: list[Submitted] = []
         self._changed = threading.Condition()
+        self._off_loop: dict[str, float] = {}
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
+        self.scheduling = 0.0
 
     @property
     def tokens(self) -> int:
@@ -77,18 +122,31 @@ class Engine:
             for one in submitted:
                 one.answer.cancel()
 
-    def submit(self, edit: Edit) -> Submitted:
-        """Take an edit on. Raises QueueFull, and DeadlineTooSoon with the estimate where it could not be done in time."""
+    def submit(
+        self, edit: Edit, watch: Watch | None = None, previews: int = 0, answer: Future[Edited] | None = None
+    ) -> Submitted:
+        """Take an edit on. `watch` hears of `previews` of its steps, evenly spread; `answer` is what the answer goes to.
+
+        Raises QueueFull, and DeadlineTooSoon with the estimate where it could not be done in time.
+        """
         frame = self.model.frame(edit)
         tokens, steps = self.model.size(edit, frame)
         now = time.monotonic()
         deadline = None if edit.deadline is None else now + edit.deadline
-        one = Submitted(edit.tenant, edit.priority, now, deadline, tokens, steps, edit, frame)
+        one = Submitted(edit.tenant, edit.priority, now, deadline, tokens, steps, edit, frame, watch, previews)
+        one.answer = one.answer if answer is None else answer
+        one.result_key = _result_key(edit, frame, steps) if edit.reuse else ""
+        if edit.reuse and (known := self.results.find(one.result_key)):
+            one.steps = 0
+            _settle(one.answer, _recalled(edit, known))
+            return one
         with self._changed:
-            if len(self._submitted) >= self.queue:
-                raise QueueFull(f"{self.queue:,} edits wait already; try again later.")
+            waiting = [other for other in self._submitted if not other.answer.done()]
+            if len(waiting) >= self.queue:
+                soon = self.clock.seconds(self.tokens) * sum(other.work for other in waiting) / max(1, self.tokens)
+                raise QueueFull(f"{self.queue:,} edits wait already; try again later.", retry_after=max(1.0, soon / 4))
             if edit.deadline is not None:
-                expected = finish_time(one, self._submitted, self.policy, self.tokens, self.clock, now) - now
+                expected = finish_time(one, waiting, self.policy, self.tokens, self.clock, now) - now + self._around(one)
                 if expected > edit.deadline:
                     raise DeadlineTooSoon(
                         f"it would take about {expected:.1f} s; {edit.deadline:.1f} s are given. Allow more, or leave it out."
@@ -99,31 +157,108 @@ class Engine:
 
     def tick(self) -> bool:
         """One round of the loop; false where there was nothing to do."""
+        started = time.perf_counter()
         now = time.monotonic()
         with self._changed:
-            self._submitted = [one for one in self._submitted if not one.answer.done()]
-            picked = pick(self._submitted, self.policy, self.tokens, now)
-        stepping = [one for one in picked if self._answered(one, self._admitted)]
+            self._submitted = live = [one for one in self._submitted if not one.answer.done()]
+        for one in live:
+            if one.deadline is not None and one.deadline < now:
+                _settle(one.answer, DeadlinePassed("its time ran out before the edit was done; allow more, or come later."))
+        order = self.policy.order([one for one in live if one.steps and not one.answer.done()], now)
+        self.scheduling += time.perf_counter() - started
+        self._encode(order)
+        started = time.perf_counter()
+        stepping = fitting([one for one in order if one.job is not None and not one.answer.done()], self.tokens)
+        self.policy.charge(stepping)
+        self.scheduling += time.perf_counter() - started
         if stepping:
             self._stepped(stepping)
+        elif live:
+            self._wait_for_sides(live)
         for one in stepping:
-            one.steps -= 1
-            if one.steps == 0 and not one.answer.done():
-                self._answered(one, self._finished)
-        return bool(picked)
+            self._after_step(one)
+        return bool(live)
+
+    def _encode(self, order: Sequence[Submitted]) -> None:
+        """Those that come next: at once where nothing runs beside the loop, else some steps ahead of it."""
+        for one in fitting(order, self.tokens * (1 if self._beside is None else AHEAD)):
+            if one.job is None and one.side is None:
+                self._start_side(one, self._admitted)
 
     def _stepped(self, together: Sequence[Submitted]) -> None:
         """What a packed step raises is the answer of everybody in it: their latents may be half-way."""
-        started = time.perf_counter()
+        started, tokens = time.perf_counter(), sum(one.tokens for one in together)
         try:
             self.step([one.job for one in together if one.job is not None])
         except Exception as error:
+            log.exception("a step of %d edits failed", len(together))
             for one in together:
                 _settle(one.answer, error)
-        self.clock.observe(sum(one.tokens for one in together), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.clock.observe(tokens, seconds)
+        self._recent.append((seconds, tokens, len(together)))
+
+    def _after_step(self, one: Submitted) -> None:
+        one.steps -= 1
+        if one.answer.done():
+            return
+        if one.steps == 0:
+            self._start_side(one, self._finished)
+        elif one.watch is not None and one.job is not None and _falls_on(one.job.step, one.job.steps, one.previews):
+            self._start_side(one, self._watched)
+
+    def _start_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
+        """Beside the loop where there are threads for it. What `do` raises is this edit's answer, and nobody else's concern."""
+        if self._beside is None:
+            self._answered(one, do)
+            return
+        one.side = self._beside.submit(self._run_side, one, do)
+
+    def _run_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
+        with self.model.apart():
+            self._answered(one, do)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait_for_sides(self, live: Sequence[Submitted]) -> None:
+        with self._changed:
+            if not any(one.answer.done() or (one.steps and one.job) for one in live):
+                self._changed.wait(0.05)
+
+    def _answered(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
+        if one.answer.done():
+            return
+        try:
+            do(one)
+        except Exception as error:
+            _settle(one.answer, error)
+
+    def _admitted(self, one: Submitted) -> None:
+        one.job = self.admit(one.edit, one.frame)
+        if one.watch is not None:
+            one.watch(0, None)
+
+    def _watched(self, one: Submitted) -> None:
+        assert one.job is not None
+        assert one.watch is not None
+        done = one.job.step
+        with self._timed(one.job.usage, "preview"):
+            image = self.model.preview(one.job)
+        one.watch(done, image)
+
+    def _finished(self, one: Submitted) -> None:
+        assert one.job is not None
+        edited = self.finish(one.job)
+        if one.edit.reuse:
+            x0, y0, x1, y1 = _changed_box(one.edit)
+            kept = Finished(edited.image[y0:y1, x0:x1].copy(), edited.usage)
+            self.results.put(one.result_key, kept, sum(edited.usage.seconds.values()))
+        _settle(one.answer, edited)
 
     def close(self) -> None:
         """Bring what is encoded to the slowest tier; where that is a disk, the next engine finds it there."""
+        if self._beside is not None:
+            self._beside.shutdown(wait=True)
         self.documents.sink()
         self.prompts.sink()
 
@@ -132,25 +267,6 @@ class Engine:
         with self._changed:
             if not self._submitted:
                 self._changed.wait(seconds)
-
-    def _answered(self, one: Submitted, do: Callable[[Submitted], None]) -> bool:
-        """Whether `do` succeeded; what it raises is this edit's answer, and nobody else's concern."""
-        if one.answer.cancelled():
-            return False
-        try:
-            do(one)
-        except Exception as error:
-            _settle(one.answer, error)
-            return False
-        return True
-
-    def _admitted(self, one: Submitted) -> None:
-        if one.job is None:
-            one.job = self.admit(one.edit, one.frame)
-
-    def _finished(self, one: Submitted) -> None:
-        assert one.job is not None
-        _settle(one.answer, self.finish(one.job))
 
     def admit(self, edit: Edit, frame: Frame | None = None) -> Job:
         """Encode what is not cached yet, and start the Job."""
@@ -169,8 +285,10 @@ class Engine:
                 hits += ["prompt"] * hit
         with self._timed(usage, "start"):
             job = model.start(edit, frame, document, prompts[0], prompts[1] if other is not None else None)
+        if "document" not in hits:
+            self._learn("document", usage.seconds["document"])
         job.usage.seconds = usage.seconds
-        job.usage.cache_hits = tuple(hits)
+        job.usage.cache_hits, job.usage.tokens_text = tuple(hits), len(prompts[0].embedded)
         return job
 
     def step(self, jobs: Sequence[Job]) -> None:
@@ -186,7 +304,37 @@ class Engine:
     def finish(self, job: Job) -> Edited:
         with self._timed(job.usage, "finish"):
             image = self.model.finish(job)
+        self._learn("finish", job.usage.seconds["finish"])
         return Edited(image, job.edit.seed, job.usage)
+
+    def stats(self) -> dict[str, Any]:
+        """How it stands: the queue, the recent steps, the caches. Plain values."""
+        live = [one for one in self._submitted if not one.answer.done()]
+        running = sum(one.job is not None for one in live)
+        recent = list(self._recent)
+        means = [sum(column) / len(recent) for column in zip(*recent, strict=True)] if recent else [None] * 3
+        caches: dict[str, Store[Any]] = {"documents": self.documents, "prompts": self.prompts, "results": self.results}
+        return {
+            "queue": {"waiting": len(live) - running, "running": running, "limit": self.queue},
+            "step": {**dict(zip(("seconds", "tokens", "edits"), means, strict=True)), "budget": self.tokens},
+            "scheduling_seconds": self.scheduling,
+            "caches": {
+                name: {
+                    **asdict(store.counters),
+                    "budget": {tier.name: tier.budget for tier in store.tiers},
+                    "entries": len(store),
+                }
+                for name, store in caches.items()
+            },
+        }
+
+    def _around(self, one: Submitted) -> float:
+        """Seconds that a submitted edit takes apart from its steps."""
+        new = 0.0 if one.frame.key in self.documents else self._off_loop.get("document", 0.0)
+        return new + self._off_loop.get("finish", 0.0)
+
+    def _learn(self, stage: str, seconds: float) -> None:
+        self._off_loop[stage] = 0.9 * self._off_loop.get(stage, seconds) + 0.1 * seconds
 
     @contextmanager
     def _timed(self, usage: Usage, stage: str) -> Iterator[None]:
@@ -196,9 +344,41 @@ class Engine:
         usage.add(stage, time.perf_counter() - started)
 
 
+def _result_key(edit: Edit, frame: Frame, steps: int) -> str:
+    """All that the answer depends on: the document's key has the weights, the dtype and the tenant in it."""
+    x0, y0, x1, y1 = box = _changed_box(edit)
+    digest = hashlib.blake2b(frame.key.encode(), digest_size=20)
+    asked = (frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance)
+    digest.update(repr(asked).encode())
+    digest.update(edit.image[y0:y1, x0:x1].tobytes())
+    if edit.mask is not None:
+        digest.update(np.packbits(edit.mask[y0:y1, x0:x1]).tobytes())
+    return digest.hexdigest()
+
+
+def _changed_box(edit: Edit) -> tuple[int, int, int, int]:
+    return (0, 0, edit.image.shape[1], edit.image.shape[0]) if edit.mask is None else bounds(edit.mask)
+
+
+def _recalled(edit: Edit, known: Finished) -> Edited:
+    """The picture as it came out then; nothing was computed for it now."""
+    image = edit.image.copy()
+    x0, y0, x1, y1 = _changed_box(edit)
+    image[y0:y1, x0:x1] = known.pixels
+    return Edited(image, edit.seed, replace(known.usage, seconds={}, tokens_computed=0, cache_hits=("result",)))
+
+
+def _falls_on(step: int, steps: int, previews: int) -> bool:
+    """Whether one of so many previews, spread evenly before the last step, is due after `step`."""
+    due = {max(1, round(steps * (i + 1) / (previews + 1))) for i in range(previews)}
+    return step in due and step < steps
+
+
 def _settle(answer: Future[Edited], with_: Edited | Exception) -> None:
-    """Give the one answer, unless it was taken back in the meantime."""
-    if answer.set_running_or_notify_cancel():
+    """Give the one answer, unless it was given or taken back in the meantime."""
+    with _settling:
+        if answer.done() or not answer.set_running_or_notify_cancel():
+            return
         if isinstance(with_, Exception):
             answer.set_exception(with_)
         else:

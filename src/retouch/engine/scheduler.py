@@ -1,7 +1,7 @@
 """Which jobs step next: policies over tickets, a budget in tokens, and the clock that knows what a step costs. No torch.
 
-A ticket is what a policy may know of an edit. Policies only order tickets; `pick` fills the step from that order, so a running
-job that a more urgent one displaces simply waits a step: its state lies on the Job.
+A ticket is what a policy may know of an edit. Policies only order tickets; a step is filled from that order, so a running job
+that a more urgent one displaces simply waits a step: its state lies on the Job.
 """
 
 from __future__ import annotations
@@ -125,18 +125,17 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """Value of the option -> a policy of one's own."""
 
 
-def pick(tickets: Sequence[T], policy: Policy, budget: int, now: float) -> list[T]:
-    """Who takes part in the next step: by `policy`, as many as fit into `budget` tokens, and at least one.
+def fitting(order: Sequence[T], budget: int) -> list[T]:
+    """Of tickets in order of urgency, as many as fit into `budget` tokens, and at least one.
 
     One that does not fit is passed over, not waited for; the first is always in, so a large edit is never starved.
     """
     chosen: list[T] = []
     left = budget
-    for ticket in policy.order(tickets, now):
+    for ticket in order:
         if not chosen or ticket.tokens <= left:
             chosen.append(ticket)
             left -= ticket.tokens
-    policy.charge(chosen)
     return chosen
 
 

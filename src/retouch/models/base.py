@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,8 @@ class Frame:
 
     `box` (x0, y0, x1, y1) in the picture's pixels; `scale`, at most 1, is model pixels for each of the picture's.
     `pixels` (h, w, 3) uint8 are the box scaled and padded to whole cells by its last rows and columns; `references` are
-    the further pictures, each (h', w', 3). `key` names all of these pixels and the weights that read them.
+    the further pictures, each (h', w', 3). `key` names all of these pixels and the weights that read them. Where it is
+    `blank`, the pixels give the size alone.
     """
 
     box: tuple[int, int, int, int]
@@ -26,6 +28,7 @@ class Frame:
     pixels: np.ndarray
     references: tuple[np.ndarray, ...]
     key: str
+    blank: bool = False
 
     @property
     def inner(self) -> tuple[int, int]:
@@ -72,7 +75,8 @@ class Job:
 
     `cells` (N,) int64 are the flat indices of the computed cells, `latents` (N, C) float32 their noisy tokens, `noise`
     (N, C) what they started from. `known` (N,) bool marks cells outside the mask (only where every cell is computed).
-    `sigmas` has one more entry than there are steps and ends at 0; `step` counts the steps done.
+    `sigmas` has one more entry than there are steps and ends at 0; `step` counts the steps done. `estimate` (N, C) is what
+    the last step took the clean tokens for.
     """
 
     edit: Edit
@@ -87,6 +91,7 @@ class Job:
     noise: Tensor
     sigmas: tuple[float, ...]
     step: int = 0
+    estimate: Tensor | None = None
     usage: Usage = field(default_factory=Usage)
 
     @property
@@ -130,7 +135,13 @@ class EditModel(Protocol):
         """One denoising step of each job, all in one packed call, whatever their documents, sizes, masks and timesteps."""
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a stage's seconds are its own."""
+        """Wait for what this thread gave the device, so that a stage's seconds are its own."""
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Inside, this thread's work runs beside that of the thread that steps."""
 
     def finish(self, job: Job) -> np.ndarray:
         """The edited picture, in form and size as the edit's; outside the mask it is the edit's, bit for bit."""
+
+    def preview(self, job: Job) -> np.ndarray:
+        """The same, cheap and rough, of a job that has been stepped: what the last step took the end for."""

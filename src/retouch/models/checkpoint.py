@@ -26,7 +26,8 @@ class Family:
     """What the pipeline class of a checkpoint says about how it is run.
 
     `cached`: references attend to themselves at timestep 0, so their keys and values can be kept (FLUX.2-klein-KV); else
-    they run along. `guidance`: the default, embedded or classifier-free; None where the checkpoint is distilled.
+    they run along. `guidance`: the default, embedded or classifier-free; None where the checkpoint is distilled. `grey`: it
+    has always seen a document, so a picture from nothing starts from a grey one instead of none.
     """
 
     cached: bool
@@ -37,6 +38,7 @@ class Family:
     max_sequence_length: int = 512
     pad_prompts: bool = True
     max_side: int = 1024
+    grey: bool = False
 
 
 FAMILIES = {

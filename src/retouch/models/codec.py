@@ -11,6 +11,14 @@ from torch import Tensor
 from retouch.models.base import Document, Prompt
 
 
+def moved(document: Document, device: torch.device) -> Document:
+    """The same on another device."""
+    keys = tuple((k.to(device), v.to(device)) for k, v in document.keys)
+    tensors = (t.to(device) for t in (document.tokens, document.reference, document.positions))
+    tokens, reference, positions = tensors
+    return Document(document.key, tokens, keys, reference, positions)
+
+
 def dump_document(document: Document) -> bytes:
     tensors = {"tokens": document.tokens, "reference": document.reference, "positions": document.positions}
     for layer, (keys, values) in enumerate(document.keys):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,8 +24,11 @@ from retouch.models import latents, transformer
 from retouch.models.base import Document, Frame, Job, Prompt
 from retouch.models.checkpoint import Family
 from retouch.models.packing import Packed, Reference, Segment, cell_positions
+from retouch.models.preview import Sketch
 
 log = logging.getLogger(__name__)
+
+Decode = Callable[[Tensor, tuple[int, int, int, int]], tuple[int, int, np.ndarray]]
 
 REFERENCE_TIME = 10
 """Rotary time coordinate of the first reference; each further one is as much later (Flux2Pipeline._prepare_image_ids)."""
@@ -60,6 +65,8 @@ class Flux2:
         self.cell = latents.cell_side(self.vae)
         self._fingerprint = f"{fingerprint}|{self.dtype}".encode()
         self.sigmas = lru_cache(maxsize=256)(self._sigmas)
+        self._sketch: Sketch | None = None
+        self._fitting, self._apart = threading.Lock(), threading.local()
 
     def frame(self, edit: Edit) -> Frame:
         """The whole picture, or, where it is larger than the model's size, a crop around the mask with context."""
@@ -75,8 +82,8 @@ class Flux2:
         digest.update(edit.tenant.encode() + b"\0")
         for part in (pixels, *references):
             digest.update(repr(part.shape).encode())
-            digest.update(part.tobytes())
-        return Frame(box, scale, pixels, tuple(references), digest.hexdigest())
+            digest.update(b"blank" if edit.blank else part.tobytes())
+        return Frame(box, scale, pixels, tuple(references), digest.hexdigest(), edit.blank)
 
     def _fit(self, pixels: np.ndarray, scale: float) -> np.ndarray:
         """Scaled, and padded to whole cells by repeating the last row and column."""
@@ -104,6 +111,10 @@ class Flux2:
 
     @torch.inference_mode()
     def encode_document(self, frame: Frame) -> Document:
+        if frame.blank:
+            if not self.family.grey:
+                return self._nothing(frame)
+            frame = replace(frame, pixels=np.full_like(frame.pixels, 128))
         grids = [self._encode(pixels) for pixels in (frame.pixels, *frame.references)]
         positions = []
         for index, grid in enumerate(grids):
@@ -117,6 +128,13 @@ class Flux2:
         rope = transformer.rope_of(self.transformer, place)
         transformer.encode_reference(self.transformer, tokens.to(self.dtype), at_zero, rope, layout)
         return Document(frame.key, grids[0], tuple(layout.keys), tokens[:0], place[:0])
+
+    def _nothing(self, frame: Frame) -> Document:
+        """A document that no token sees; its grid of zeros only gives the size."""
+        channels = self.transformer.config.in_channels
+        grid = torch.zeros(frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell, channels, device=self.device)
+        reference = torch.zeros(0, channels, device=self.device)
+        return Document(frame.key, grid, (), reference, torch.zeros(0, 4, dtype=torch.int64, device=self.device))
 
     def _encode(self, pixels: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> (h, w, C) float32."""
@@ -200,6 +218,7 @@ class Flux2:
     def _advance(self, job: Job, velocity: Tensor) -> None:
         """One Euler step; where every cell is computed, known ones go back to the document's, noised for the next step."""
         sigma, following = job.sigmas[job.step], job.sigmas[job.step + 1]
+        job.estimate = job.latents - sigma * velocity
         job.latents = job.latents + (following - sigma) * velocity
         if job.known is not None:
             clean = job.document.tokens.flatten(0, 1)[job.cells]
@@ -210,15 +229,33 @@ class Flux2:
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A stream of this thread's own on a GPU; a CPU has no such thing."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._apart, "stream"):
+            self._apart.stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._apart.stream):
+            yield
 
     @torch.inference_mode()
     def finish(self, job: Job) -> np.ndarray:
+        return self._composed(job, job.latents, self._decode)
+
+    @torch.inference_mode()
+    def preview(self, job: Job) -> np.ndarray:
+        assert job.estimate is not None
+        return self._composed(job, job.estimate, self._sketched)
+
+    def _composed(self, job: Job, computed: Tensor, decode: Decode) -> np.ndarray:
         edit, frame = job.edit, job.frame
         tokens = job.document.tokens.clone()
-        tokens.view(-1, tokens.shape[-1])[job.cells] = job.latents
-        region = self._region(job)
-        y0, x0, crop = self._decode(tokens, region)
+        tokens.view(-1, tokens.shape[-1])[job.cells] = computed
+        y0, x0, crop = decode(tokens, self._region(job))
         # Back to the picture's pixels: the region without what pads the frame to whole cells.
         box = frame.box
         width, height = frame.inner
@@ -239,6 +276,14 @@ class Flux2:
         cells = job.cells if job.known is None else job.cells[~job.known]
         row, column = cells // columns, cells % columns
         return int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1
+
+    def _sketched(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
+        """As `_decode`, by the preview's matrix."""
+        top, bottom, left, right = region
+        with self._fitting:
+            if self._sketch is None:
+                self._sketch = Sketch(self._encode, self.cell)
+        return top * self.cell, left * self.cell, self._sketch(tokens[top:bottom, left:right])
 
     def _decode(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
         """Decode the region with its halo; returns the region's first pixel row and column, and its pixels, uint8."""

@@ -23,7 +23,7 @@ from retouch.train.loop import Stage, train
 from retouch.train.scenes import Batch, Scenes
 from retouch.train.text import OUT_LAYERS, WIDTH
 
-MODES = {"mask": 0.86, "all": 0.08, "joint": 0.06}
+MODES = {"mask": 0.74, "all": 0.14, "joint": 0.12}
 """mask: noisy tokens inside the mask only, document as cached keys and values (what Retouch serves);
 all: every token noisy, known ones re-noised, document as cached keys and values (FLUX.2-klein-KV);
 joint: the same with the document in the sequence at the step's own timestep (FLUX.2-klein). Value: share of the batches."""
@@ -35,8 +35,11 @@ FIRST_SHIFT, FIRST_SHARE = 2.0, 0.6112
 """Training begins with more of the low noise, until this share of its steps: there details are learned, and what is asked is
 nearly given. Latents that are coarse first show their shapes already at a sigma of 0.85, so shapes are learned above that."""
 
-SIZES = {(128, 128): 0.80, (128, 192): 0.04, (192, 128): 0.04, (256, 256): 0.08, (512, 512): 0.04}
+SIZES = {(128, 128): 0.72, (128, 192): 0.05, (192, 128): 0.05, (256, 256): 0.14, (512, 512): 0.04}
 """(height, width) -> share of the batches."""
+
+KNOWN = 0.25
+"""Weight in the loss of a token that the mask leaves alone: it can be read off the document, and they are three in four."""
 
 SPAN = 32
 """Cells along the longest side of a document. A smaller one is trained as lying anywhere within it."""
@@ -225,8 +228,9 @@ def train_flow(
         sigma[::8] = 1.0
         step = noised(batch, mode, sigma, noise, device)
         out = velocity(batch, step, mode, velocity.prompts(batch.prompts))
-        error = (out - (step.noise - step.clean)).square()
-        loss = error.mean(-1)[step.valid].mean()
+        error = (out - (step.noise - step.clean)).square().mean(-1)
+        weight = torch.where(step.known, KNOWN, 1.0) * step.valid
+        loss = (error * weight).sum() / weight.sum()
         return loss, {mode: float(loss.detach()), "documents": len(batch.document)}
 
     modules = torch.nn.ModuleDict({"transformer": transformer, "encoder": encoder})

@@ -92,11 +92,12 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     first_share = flow.FIRST_SHARE if start is None else 0.0
     flow.train_flow(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed, first_share)
     trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
-    write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, {name: trained[name] for name in STAGES[:2]})
+    taught = {name: trained[name] for name in STAGES[:2]}
+    write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, taught, start)
     if last >= 2:
         stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
-    write(parts, out, distill.STEPS, trained)
+    write(parts, out, distill.STEPS, trained, start)
 
 
 def _built(source: Source, seed: int, work: Path) -> dict[str, Any]:
@@ -125,18 +126,18 @@ def pipeline_of(parts: dict[str, Any]) -> Flux2KleinKVPipeline:
     return Flux2KleinKVPipeline(scheduler=scheduler, **parts)
 
 
-def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int]) -> None:
+def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int], start: str | None = None) -> None:
     """The diffusers directory in bfloat16, and `retouch.json`, which says how it is run."""
     kept = {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     kept = {name: {k: v.detach().float().cpu().clone() for k, v in state.items()} for name, state in kept.items()}
     pipeline_of(parts).to("cpu", torch.bfloat16).save_pretrained(out)
     settings = {
         "steps": steps, "guidance": None, "out_layers": text.OUT_LAYERS, "max_sequence_length": text.MAX_LENGTH,
-        "pad_prompts": False, "max_side": 512,
+        "pad_prompts": False, "max_side": 512, "grey": True,
     }  # fmt: skip
     (out / "retouch.json").write_text(json.dumps(settings, indent=1) + "\n")
     parameters = {name: sum(p.numel() for p in parts[name].parameters()) for name in kept}
-    (out / "README.md").write_text(model_card(steps, parameters, trained))
+    (out / "README.md").write_text(model_card(steps, parameters, trained, start))
     for name, state in kept.items():  # saving has rounded the live weights: give them their precision back
         parts[name].float().load_state_dict(state)
     log.info("wrote %s", out)

@@ -1,0 +1,82 @@
+"""`/v1/documents`: pictures that are sent once and named in every later edit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from retouch import picture
+from retouch.edit import ImageTooLarge
+from retouch.picture import Picture
+from retouch.serve import schema
+from retouch.serve.errors import BadRequest, WrongContentType
+from retouch.serve.images import asker
+from retouch.serve.schema import FILE, some
+from retouch.serve.service import Upload
+
+router = APIRouter(prefix="/v1/documents", tags=["documents"])
+
+SOME = some(401, 404)
+FORM = {"type": "object", "properties": {"file": FILE, "purpose": {"type": "string"}}, "required": ["file"]}
+BODY = {
+    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {**FORM, "additionalProperties": False}}}}
+}
+TAKES = some(400, 401, 408, 413, 415, 429, 503)
+
+
+@router.post("", status_code=201, response_model=schema.DocumentAnswer, openapi_extra=BODY, responses=TAKES)
+async def create(request: Request) -> Response:
+    """Upload a picture. The same file has the same id; it is kept as long as there is room."""
+    service, tenant = asker(request)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise WrongContentType("send multipart/form-data with the picture as file.")
+    async with request.form(max_files=2, max_fields=4) as form:
+        for name in form:
+            if name not in ("file", "purpose"):
+                raise BadRequest(f"{name} is not a field of this request; send file.", name)
+        file = form.get("file")
+        if not isinstance(file, UploadFile) or len(form.getlist("file")) > 1:
+            raise BadRequest("file is missing, no file, or given twice; send one picture.", "file")
+        if (file.size or 0) > service.settings.file:
+            raise ImageTooLarge(f"the file has {(file.size or 0) / 1e6:.0f} MB; save it smaller.")
+        data = await file.read()
+    key, upload, photo = await service.upload(data, tenant)
+    return JSONResponse(_described(key, upload, photo), 201, {"Location": f"/v1/documents/{key}"})
+
+
+@router.get("/{document}", response_model=schema.DocumentAnswer, responses=SOME)
+async def read(request: Request, document: str) -> Response:
+    """What is known of a document."""
+    service, tenant = asker(request)
+    return JSONResponse(_described(document, *await service.find(document, tenant)))
+
+
+@router.get(
+    "/{document}/content", response_class=Response, responses={200: {"content": {"image/png": {"schema": FILE}}}, **SOME}
+)
+async def content(request: Request, document: str) -> Response:
+    """The picture, upright, as PNG."""
+    service, tenant = asker(request)
+    _, photo = await service.find(document, tenant)
+    data = await run_in_threadpool(picture.encode, photo.pixels, "PNG", photo)
+    return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.delete("/{document}", response_model=schema.Deleted, responses=SOME)
+async def delete(request: Request, document: str) -> Response:
+    """Forget a document."""
+    service, tenant = asker(request)
+    await service.find(document, tenant)
+    await run_in_threadpool(service.forget, document)
+    return JSONResponse({"id": document, "object": "document", "deleted": True})
+
+
+def _described(key: str, upload: Upload, photo: Picture) -> dict[str, Any]:
+    width, height = photo.size
+    return {
+        "id": key, "object": "document", "width": width, "height": height, "bytes": upload.bytes, "created_at": upload.created,
+    }  # fmt: skip

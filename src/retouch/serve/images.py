@@ -1,0 +1,139 @@
+"""`/v1/images/edits`, `/v1/images/generations` and `/v1/models`, as OpenAI's clients speak them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from retouch.serve import schema
+from retouch.serve.errors import NotFound
+from retouch.serve.forms import read_edit, read_generation
+from retouch.serve.runs import Order, Run
+from retouch.serve.schema import ERRORS
+from retouch.serve.service import Service
+from retouch.serve.settings import Tenant
+
+router = APIRouter(tags=["images"])
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a stream sends a comment, so that nobody in between takes it for dead."""
+
+
+REFUSAL = 0.5
+"""Seconds that a stream waits before it begins, so that an edit which is refused at once is refused by its status."""
+
+
+def asker(request: Request) -> tuple[Service, Tenant]:
+    """The service, and who asks it. Raises Unauthorized."""
+    service: Service = request.app.state.service
+    return service, service.settings.tenant(request.headers.get("authorization"))
+
+
+@router.post(
+    "/v1/images/edits", response_model=schema.Images, openapi_extra=schema.edit_body(),
+    responses={200: schema.STREAM, **ERRORS},
+)  # fmt: skip
+async def edits(request: Request) -> Response:
+    """Edit a picture inside its mask. With `stream`, server-sent events: `image_edit.partial_image`, `image_edit.completed`."""
+    service, tenant = asker(request)
+    ask = await read_edit(request, service.settings.file)
+    return await _answer(request, service, await service.edit_order(ask, tenant), tenant)
+
+
+@router.post(
+    "/v1/images/generations", response_model=schema.Images, openapi_extra=schema.generation_body(),
+    responses={200: schema.STREAM, **ERRORS},
+)  # fmt: skip
+async def generations(request: Request) -> Response:
+    """A picture from nothing. With `stream`, events as for edits, named `image_generation.*`."""
+    service, tenant = asker(request)
+    return await _answer(request, service, await service.generation_order(await read_generation(request), tenant), tenant)
+
+
+async def _answer(request: Request, service: Service, order: Order, tenant: Tenant) -> Response:
+    run = service.begin(order, tenant)
+    if not order.fields.stream:
+        return JSONResponse(await while_connected(request, run))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REFUSAL):
+            await anext(run.follow())
+    if run.error is not None:
+        raise run.error
+    return StreamingResponse(_of_images(run), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def while_connected(request: Request, run: Run) -> dict[str, Any]:
+    """The run's response; where the client goes away, the run is cancelled. Raises the run's error, ClientDisconnect."""
+    finished, gone = asyncio.create_task(run.finished()), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not finished.done():
+            raise ClientDisconnect
+        return finished.result()
+    finally:
+        run.cancel()
+        finished.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _of_images(run: Run) -> AsyncIterator[str]:
+    try:
+        async for text in told(run):
+            yield text
+    finally:
+        run.cancel()
+
+
+async def told(run: Run, jobs: bool = False) -> AsyncIterator[str]:
+    """A run's events as server-sent events; those about the job only with `jobs`."""
+    events = run.follow()
+    upcoming: asyncio.Task[dict[str, Any]] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait((upcoming,), timeout=HEARTBEAT)
+            if not done:
+                yield ": still here\n\n"
+                continue
+            try:
+                event = upcoming.result()
+            except StopAsyncIteration:
+                return
+            upcoming = None
+            if jobs or event["type"] != "job.status":
+                yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+
+
+@router.get("/v1/models", response_model=schema.Models, responses={401: ERRORS[401]})
+async def models(request: Request) -> Response:
+    """The one model that this server has."""
+    service, _ = asker(request)
+    return JSONResponse({"object": "list", "data": [_model(service)]})
+
+
+@router.get("/v1/models/{name:path}", response_model=schema.Model, responses=schema.some(401, 404))
+async def model(request: Request, name: str) -> Response:
+    """One model by its name."""
+    service, _ = asker(request)
+    if name != service.model:
+        raise NotFound(f"the model {name!r} is not served here; this server has {service.model}.")
+    return JSONResponse(_model(service))
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.model, "object": "model", "created": 0, "owned_by": "retouch", "retouch": service.info}

@@ -1,0 +1,325 @@
+"""A request on its way: its edits, and the events that streams and jobs tell of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from retouch import picture
+from retouch.edit import DeadlinePassed, Edit, Edited, InvalidOption, RetouchError, Usage
+from retouch.picture import Picture
+from retouch.serve.errors import body_of
+from retouch.serve.forms import EditFields, Fields
+from retouch.serve.settings import Tenant
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SIDE = 1024
+"""Partial images of larger pictures are scaled down to this longer side."""
+
+GRACE = 2.0
+"""Seconds after its deadline at which an edit is given up, should the worker not have said so itself."""
+
+KINDS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """What is to be done, ready for the worker: `edits`, of the crop at `box` of `photo`."""
+
+    fields: Fields
+    photo: Picture
+    box: tuple[int, int, int, int]
+    edits: tuple[Edit, ...]
+
+    @property
+    def size(self) -> str:
+        return f"{self.photo.size[0]}x{self.photo.size[1]}"
+
+    def whole(self, crop: np.ndarray) -> np.ndarray:
+        """The picture with the worker's crop in its place."""
+        x0, y0, x1, y1 = self.box
+        if crop.shape[:2] == self.photo.pixels.shape[:2]:
+            return crop
+        image = self.photo.pixels.copy()
+        image[y0:y1, x0:x1] = crop
+        return image
+
+    def encoded(self, image: np.ndarray) -> bytes:
+        kind = KINDS[self.fields.output_format]
+        quality = 95 if self.fields.output_compression is None else self.fields.output_compression
+        return picture.encode(image, kind, self.photo, quality)
+
+
+def order_of(
+    fields: Fields, photo: Picture, mask: np.ndarray | None, references: tuple[np.ndarray, ...], tenant: Tenant, own_steps: int,
+    max_side: int, seed: int, blank: bool = False,
+) -> Order:  # fmt: skip
+    """Whatever is wrong with a request is refused here, before anything is queued. Raises InvalidEdit's errors."""
+    if fields.size not in ("auto", f"{photo.size[0]}x{photo.size[1]}"):
+        raise InvalidOption(f"size is {fields.size}, but an edit keeps its picture's: leave it out, or say auto.")
+    if fields.partial_images and not fields.stream:
+        raise InvalidOption("partial_images need stream=true.")
+    see_through = photo.pixels.shape[2] == 4 and bool((photo.pixels[..., 3] < 255).any())
+    if fields.output_format == "jpeg" and see_through:
+        raise InvalidOption("the picture has transparency, which jpeg cannot keep; ask for png or webp.")
+    if fields.output_compression is not None and fields.output_format != "jpeg":
+        raise InvalidOption("output_compression is for jpeg; png and webp are exact here. Leave it out.")
+    common: dict[str, Any] = {
+        "prompt": fields.prompt, "steps": fields.steps(own_steps), "guidance": fields.guidance_scale,
+        "priority": fields.priority, "deadline": None if fields.deadline_ms is None else fields.deadline_ms / 1000,
+        "tenant": tenant.name, "reuse": fields.use_cache, "references": references, "blank": blank,
+    }  # fmt: skip
+    checked = Edit(photo.pixels, mask=mask, seed=seed, **common)
+    area = np.ones(photo.pixels.shape[:2], bool) if checked.mask is None else checked.mask
+    box, _ = picture.working_crop(area, photo.size, max_side)
+    x0, y0, x1, y1 = box
+    crop = np.ascontiguousarray(photo.pixels[y0:y1, x0:x1])
+    inside = None if mask is None else np.ascontiguousarray(mask[y0:y1, x0:x1])
+    edits = tuple(Edit(crop, mask=inside, seed=seed + i, **common) for i in range(fields.n))
+    return Order(fields, photo, box, edits)
+
+
+Watch = Callable[[int, np.ndarray | None], None]
+Submit = Callable[[Edit, Watch, int], "Future[Edited]"]
+
+
+@dataclass(eq=False)
+class Run:
+    """`status` goes from queued to running to succeeded, failed or cancelled. Everything happens on the event loop.
+
+    The order with its pictures is let go when the run ends; what was made stays in `events`, or, if `raw`, in `images`.
+    """
+
+    order: Order | None
+    fields: Fields
+    size: str
+    n: int
+    tenant: Tenant
+    price: Callable[[Usage], float]
+    raw: bool = False
+    images: list[np.ndarray | None] = field(default_factory=list)
+    id: str = field(default_factory=lambda: f"job_{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    started: float = field(default_factory=time.monotonic)
+    status: str = "queued"
+    seconds: float = 0.0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any] | None] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+    error: Exception | None = None
+    _futures: list[Future[Edited]] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of(cls, order: Order, tenant: Tenant, price: Callable[[Usage], float], raw: bool = False) -> Run:
+        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw)
+
+    @property
+    def type(self) -> str:
+        return "image_edit" if isinstance(self.fields, EditFields) else "image_generation"
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("succeeded", "failed", "cancelled")
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(event.get("b64_json", "")) for event in self.events)
+
+    def begin(self, submit: Submit, seconds: float, ended: Callable[[Run], None]) -> None:
+        """Submit all edits. `ended` is called once, whatever happens."""
+        assert self.order is not None
+        self.answers, self.images = [None] * self.n, [None] * self.n
+        try:
+            for index, edit in enumerate(self.order.edits):
+                self._futures.append(submit(edit, self._watch(index), self.fields.partial_images))
+        except BaseException:
+            self._withdraw()
+            raise
+        self._task = asyncio.create_task(self._go(self.order, seconds, ended))
+
+    def _watch(self, index: int) -> Watch:
+        """For the worker's thread to call."""
+        loop, shown = asyncio.get_running_loop(), iter(range(self.fields.partial_images))
+
+        def hear(step: int, image: np.ndarray | None) -> None:
+            loop.call_soon_threadsafe(self._hear, index, shown, image)
+
+        return hear
+
+    def cancel(self) -> None:
+        """At the next step; nothing happens where it has ended."""
+        if not self.ended:
+            self._end("cancelled")
+            self._withdraw()
+
+    async def finished(self) -> dict[str, Any]:
+        """The response with all pictures. Raises the run's error."""
+        async for _ in self.follow():
+            pass
+        if self.error is not None:
+            raise self.error
+        return self.response()
+
+    def response(self) -> dict[str, Any]:
+        made = [answer for answer in self.answers if answer is not None]
+        data = [{key: answer[key] for key in ("b64_json", "seed", "usage")} for answer in made]
+        return {"created": self.created, "data": data, **self._form(), "usage": self._usage(self.usages)}
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """All events, those that are past too, until the run has ended."""
+        index = 0
+        while True:
+            news = self._news
+            while index < len(self.events):
+                index += 1
+                yield self.events[index - 1]
+            if self.ended and index >= len(self.events):
+                return
+            if news is self._news:
+                await news.wait()
+
+    def described(self, whole: bool = True) -> dict[str, Any]:
+        """As a job of the API."""
+        done = sum(answer is not None for answer in self.answers)
+        job = {
+            "id": self.id, "object": "job", "status": self.status, "created_at": self.created, "prompt": self.fields.prompt,
+            "n": self.n, "done": done, "size": self.size, "seconds": round(self.age, 3),
+            "error": body_of(self.error)["error"] if self.error is not None else None,
+        }  # fmt: skip
+        return {**job, "result": self.response() if whole and self.status == "succeeded" else None}
+
+    @property
+    def age(self) -> float:
+        """Seconds from its arrival to its end, or to now."""
+        return self.seconds if self.ended else time.monotonic() - self.started
+
+    async def _go(self, order: Order, seconds: float, ended: Callable[[Run], None]) -> None:
+        deadline = order.edits[0].deadline
+        limit = min(seconds, seconds if deadline is None else deadline + GRACE)
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.gather(*(self._one(order, index, future) for index, future in enumerate(self._futures)))
+            self._end("succeeded")
+        except TimeoutError:
+            self._fail(DeadlinePassed(f"the edit was not done in {limit:.0f} s; allow more, or come later."))
+        except asyncio.CancelledError:
+            self._end("cancelled")
+        except Exception as error:
+            if not isinstance(error, RetouchError):
+                log.exception("an edit failed")
+            self._fail(error)
+        finally:
+            self._withdraw()
+            self.order = None
+            ended(self)
+
+    async def _one(self, order: Order, index: int, future: Future[Edited]) -> None:
+        edited = await asyncio.wrap_future(future)
+        coded = ""
+        if self.raw:
+            self.images[index] = order.whole(edited.image)
+        else:
+            coded = await run_in_threadpool(lambda: _base64(order.encoded(order.whole(edited.image))))
+        if self.ended:
+            return
+        edited.usage.dollars = self.price(edited.usage)
+        self.usages.append(edited.usage)
+        event = {"type": f"{self.type}.completed", "b64_json": coded, "index": index, "seed": edited.seed}
+        event |= {"created_at": int(time.time()), **self._form(), "usage": self._usage([edited.usage])}
+        self.answers[index] = event
+        self._tell(event)
+
+    def _hear(self, index: int, shown: Iterator[int], image: np.ndarray | None) -> None:
+        """Without an image: the edit has been begun. A worker that begins it again shows no preview twice."""
+        if self.status == "queued":
+            self.status = "running"
+            self._tell({"type": "job.status", **self.described(whole=False)})
+        if image is not None and (number := next(shown, None)) is not None:
+            task = asyncio.create_task(self._show(index, number, image))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _show(self, index: int, number: int, image: np.ndarray) -> None:
+        if self.order is None:
+            return
+        coded, size = await run_in_threadpool(_small, self.order, image)
+        if self.ended or self.answers[index] is not None:
+            return
+        event = {"type": f"{self.type}.partial_image", "b64_json": coded, "partial_image_index": number, "index": index}
+        self._tell({**event, "created_at": int(time.time()), **self._form(), "size": size})
+
+    def _form(self) -> dict[str, Any]:
+        fields = self.fields
+        form = {"quality": fields.quality, "background": fields.background, "output_format": fields.output_format}
+        return {"size": self.size, **form}
+
+    def _usage(self, usages: list[Usage]) -> dict[str, Any]:
+        image = sum(usage.tokens_whole // max(1, usage.steps) for usage in usages)
+        text = sum(usage.tokens_text for usage in usages)
+        computed = sum(usage.tokens_computed for usage in usages)
+        return {
+            "input_tokens": image + text, "output_tokens": computed, "total_tokens": image + text + computed,
+            "input_tokens_details": {"image_tokens": image, "text_tokens": text}, "retouch": told(usages, self.age),
+        }  # fmt: skip
+
+    def _fail(self, error: Exception) -> None:
+        if not self.ended:
+            self.error = error
+            self._tell({"type": "error", **body_of(error)})
+            self._end("failed")
+
+    def _end(self, status: str) -> None:
+        if not self.ended:
+            self.seconds = self.age
+            self.status = status
+            self._tell({"type": "job.status", **self.described(whole=False)})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _withdraw(self) -> None:
+        for future in self._futures:
+            future.cancel()
+
+
+def _small(order: Order, image: np.ndarray) -> tuple[str, str]:
+    """A partial image in base64, and its size."""
+    whole = order.whole(image)
+    scale = PREVIEW_SIDE / max(whole.shape[:2])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in whole.shape[1::-1]]
+        whole = np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BOX))
+    return _base64(order.encoded(whole)), f"{whole.shape[1]}x{whole.shape[0]}"
+
+
+def told(usages: list[Usage], latency: float) -> dict[str, Any]:
+    """`usage.retouch` of an answer: device seconds by stage, tokens, hits and dollars of all edits, and the seconds waited."""
+    seconds: dict[str, float] = {}
+    for usage in usages:
+        for stage, spent in usage.seconds.items():
+            seconds[stage] = round(seconds.get(stage, 0.0) + spent, 6)
+    sums = {
+        name: sum(asdict(usage)[name] for usage in usages) for name in ("tokens_computed", "tokens_whole", "steps", "dollars")
+    }
+    saved = sums["tokens_whole"] - sums["tokens_computed"]
+    hits = [hit for usage in usages for hit in usage.cache_hits]
+    return {"seconds": seconds, **sums, "tokens_saved": saved, "cache_hits": hits, "latency_seconds": round(latency, 6)}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,196 @@
+"""The answers as OpenAPI describes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from retouch.serve.forms import EditFields, EditJson, Fields
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Whatever is refused."""
+
+    error: ErrorDetail
+
+
+class Costs(BaseModel):
+    """What an answer took: device seconds by stage, image tokens, cache hits, dollars at the configured price."""
+
+    seconds: dict[str, float]
+    tokens_computed: int
+    tokens_whole: int
+    tokens_saved: int
+    steps: int
+    cache_hits: list[str]
+    dollars: float
+    latency_seconds: float
+
+
+class TokenDetails(BaseModel):
+    image_tokens: int
+    text_tokens: int
+
+
+class UsageAnswer(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+    retouch: Costs
+
+
+class MadeImage(BaseModel):
+    b64_json: str
+    seed: int
+    usage: UsageAnswer
+
+
+class Images(BaseModel):
+    """Pictures, in the order of their seeds."""
+
+    created: int
+    data: list[MadeImage]
+    size: str
+    quality: str
+    background: str
+    output_format: str
+    usage: UsageAnswer
+
+
+class Job(BaseModel):
+    id: str
+    object: Literal["job"]
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: int
+    prompt: str
+    n: int
+    done: int
+    size: str
+    seconds: float
+    error: ErrorDetail | None
+    result: Images | None
+
+
+class Jobs(BaseModel):
+    object: Literal["list"]
+    data: list[Job]
+
+
+class DocumentAnswer(BaseModel):
+    id: str
+    object: Literal["document"]
+    width: int
+    height: int
+    bytes: int
+    created_at: int
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["document"]
+    deleted: bool
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    retouch: dict[str, Any]
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Stats(BaseModel):
+    """Figures of the server since it was started."""
+
+    object: Literal["stats"]
+    uptime_seconds: float
+    model: str
+    device: str
+    ready: bool
+    restarts: int
+    price_per_hour: float | None
+    queue: dict[str, int]
+    step: dict[str, float | None]
+    edits: dict[str, int]
+    seconds: dict[str, float]
+    tokens: dict[str, int]
+    dollars: float | None
+    dollars_per_million_edits: float | None
+    latency: dict[str, float] | None
+    caches: dict[str, dict[str, Any]]
+
+
+_TEXTS = {
+    400: "The request cannot be served as it stands.", 401: "No key, or an unknown one.",
+    404: "No such model, document or job.", 408: "The body came too slowly.", 413: "Too large.", 415: "A body of another kind.",
+    429: "The queue or one of the key's limits is full; Retry-After says when to come again.",
+    500: "Something went wrong inside.", 503: "The server is starting or stopping, or its model's process is lost.",
+    504: "The deadline cannot be met, or has passed.",
+}  # fmt: skip
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text} for status, text in _TEXTS.items()
+}
+
+
+def some(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Those of ERRORS that an endpoint answers."""
+    return {status: ERRORS[status] for status in statuses}
+
+
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+FILE = {"type": "string", "format": "binary"}
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """`requestBody` of an endpoint that reads JSON by itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(model)}}}}
+
+
+def edit_body() -> dict[str, Any]:
+    """`requestBody` of an edit, in both forms."""
+    form = _schema(EditFields)
+    form["properties"] |= {
+        "image": {**FILE, "description": "the picture to edit; further ones (image[]) are looked at"},
+        "image[]": {"type": "array", "items": FILE, "maxItems": 16},
+        "mask": {**FILE, "description": "where to edit; of the picture's own size"},
+    }
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": _schema(EditJson)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def generation_body() -> dict[str, Any]:
+    return json_body(Fields)
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Without references to definitions, which OpenAPI keeps elsewhere."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inlined(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return inlined(definitions[node["$ref"].rsplit("/", 1)[-1]])
+        return {key: inlined(value) for key, value in node.items()}
+
+    made = inlined(schema)
+    assert isinstance(made, dict)
+    return made

@@ -1,0 +1,177 @@
+/** The form: from prompt and mask to results. Whatever goes wrong, prompt and mask stay. */
+
+import { $ } from "./dom.js";
+import * as format from "./format.js";
+import { clearNotices, notice, problem, status } from "./notices.js";
+import { decode } from "./session.js";
+
+const PREVIEWS = 3;
+const WORDS = { sending: "Sending…", queued: "Waiting for the device…", running: "Running", cancelling: "Cancelling…" };
+
+export class Editing {
+  #began = 0;
+  #clock = null;
+  /** @type {import("./session.js").Result[]} by variation */
+  #places = [];
+  #decoding = Promise.resolve();
+
+  /**
+   * @param {{session: import("./session.js").Session, runner: import("./runner.js").Runner,
+   *          gallery: import("./gallery.js").Gallery, stage: import("./stage.js").Stage,
+   *          compare: import("./compare.js").Compare}} parts
+   */
+  constructor(parts) {
+    Object.assign(this, parts);
+    const { runner } = this;
+    $("form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    $("cancel").addEventListener("click", () => this.cancel());
+    runner.addEventListener("state", () => this.#show());
+    runner.addEventListener("preview", (event) => this.#inTurn(event.detail, (detail) => this.#preview(detail)));
+    runner.addEventListener("variation", (event) => this.#inTurn(event.detail, (detail) => this.#finish(detail)));
+  }
+
+  /** Restore what a result was made with. */
+  fill(result) {
+    $("prompt").value = result.prompt;
+    $("seed").value = result.seed ?? "";
+  }
+
+  async run() {
+    const { session, runner } = this;
+    if (!runner.idle || !this.#ready()) return;
+    clearNotices();
+    const { photo, mask } = session;
+    const edit = {
+      photo,
+      prompt: $("prompt").value.trim(),
+      n: Number(document.querySelector("[name=n]:checked").value),
+      seed: $("seed").value,
+      steps: $("steps").value,
+      previews: $("previews").checked ? PREVIEWS : 0,
+      fresh: $("fresh").checked,
+    };
+    const shared = { photo, prompt: edit.prompt, maskBits: mask.pack(), maskBox: mask.bounds(), bitmap: null, blob: null, url: null, usage: null, pending: true };
+    this.#places = Array.from({ length: edit.n }, (_, i) => ({ ...shared, seed: edit.seed === "" ? null : Number(edit.seed) + i }));
+    session.addResults(this.#places);
+    session.show("result", this.#places[0]);
+    try {
+      const end = await runner.run({ ...edit, mask: await mask.toPNG() });
+      await this.#decoding;
+      status(end === "cancelled" ? "Cancelled" : this.#summary());
+      if (end === "cancelled") notice("Cancelled. Prompt and mask are as they were.", { kind: "done" });
+    } catch (error) {
+      problem("The edit did not work", error, error.status === 401 ? null : { label: "Run again", run: () => this.run() });
+      status("The edit did not work");
+    } finally {
+      await this.#decoding;
+      this.#sweep();
+    }
+  }
+
+  async cancel() {
+    try {
+      await this.runner.cancel();
+    } catch (error) {
+      problem("The job could not be cancelled", error);
+    }
+  }
+
+  /** Says what is missing, and goes there. */
+  #ready() {
+    const { session } = this;
+    if (!session.photo) return this.#missing("Open a photo first.", $("empty-open"));
+    if ($("prompt").value.trim() === "") return this.#missing("Say what should be there.", $("prompt"));
+    if (session.mask.empty) {
+      const all = { label: "Select all", run: () => session.mask.invert() };
+      session.show("mask");
+      return this.#missing("Paint over the place to edit first.", $("above"), all);
+    }
+    for (const field of [$("seed"), $("steps")]) {
+      if (field.validity.valid) continue;
+      $("advanced").open ||= field === $("steps");
+      return this.#missing(`${field === $("seed") ? "The seed" : "Steps"}: ${field.validationMessage}`, field);
+    }
+    return true;
+  }
+
+  #missing(text, where, action = null) {
+    notice(text, { action });
+    where.focus();
+    return false;
+  }
+
+  /** Pictures are decoded one after the other, so that a late preview never covers what is newer. */
+  #inTurn(detail, work) {
+    this.#decoding = this.#decoding.then(() => work(detail)).catch((error) => problem("A picture could not be shown", error));
+  }
+
+  async #preview({ index, blob }) {
+    const result = this.#places[index];
+    if (!result?.pending) return;
+    result.bitmap = await decode(blob);
+    this.gallery.refresh(result);
+    if (this.session.selected === result) this.stage.redraw();
+  }
+
+  async #finish({ index, blob, seed, usage }) {
+    const result = this.#places[index];
+    if (!result?.pending) return;
+    const bitmap = await decode(blob);
+    Object.assign(result, { bitmap, blob, seed, usage, url: URL.createObjectURL(blob), pending: false });
+    this.gallery.refresh(result);
+    if (this.session.selected === result) {
+      this.session.show(this.session.showing, result);
+      this.compare.besides(result);
+    }
+    this.session.dispatchEvent(new Event("results"));
+    this.#show();
+  }
+
+  /** What never came is taken away again. */
+  #sweep() {
+    const gone = this.#places.filter((result) => result.pending);
+    this.session.removeResults(gone);
+    if (gone.length === this.#places.length) this.session.show("mask");
+    this.#places = [];
+  }
+
+  #summary() {
+    const made = this.#places.filter((result) => !result.pending).length;
+    return `${made} ${made === 1 ? "result" : "results"} in ${format.seconds((performance.now() - this.#began) / 1000)}`;
+  }
+
+  #show() {
+    const { runner } = this;
+    const working = !runner.idle;
+    if (working && !this.#clock) {
+      this.#began = performance.now();
+      this.#clock = setInterval(() => this.#tick(), 100);
+    }
+    if (!working) this.#clock = clearInterval(this.#clock) ?? null;
+    const had = document.activeElement === (working ? $("run") : $("cancel"));
+    $("run").hidden = working;
+    $("cancel").hidden = !working;
+    $("cancel").disabled = runner.state === "cancelling";
+    $("progress").hidden = !working;
+    $("stage").classList.toggle("busy", working);
+    if (had) $(working ? "cancel" : "run").focus();
+    if (working) {
+      status(runner.wanted > 1 && runner.state === "running" ? `Running: ${runner.done} of ${runner.wanted} done` : WORDS[runner.state]);
+      this.#tick();
+    }
+    this.stage.busy = working;
+    this.stage.redraw();
+  }
+
+  #tick() {
+    const { runner } = this;
+    const bar = $("progress-bar");
+    if (runner.done > 0 && runner.wanted > 1) Object.assign(bar, { max: runner.wanted, value: runner.done });
+    else bar.removeAttribute("value");
+    const done = runner.state === "running" && runner.wanted > 1 ? `${runner.done} of ${runner.wanted} done` : WORDS[runner.state];
+    $("progress-text").textContent = `${done} · ${((performance.now() - this.#began) / 1000).toFixed(1)} s`;
+  }
+}

@@ -1,0 +1,164 @@
+/**
+ * One job from submission to its last event: submit, follow, cancel. Only one at a time.
+ * Emits "state" (idle, sending, queued, running, cancelling), "preview" {index, blob}, "variation" {index, blob, seed, usage},
+ * and rejects with what went wrong; a cancelled job resolves with "cancelled".
+ */
+
+import { ApiError, Unreachable } from "./api.js";
+
+const FINAL = ["succeeded", "failed", "cancelled"];
+const TRIES = 5;
+const GIVE_UP_MS = 15_000;
+
+export class Runner extends EventTarget {
+  state = "idle";
+  done = 0;
+  wanted = 0;
+  #job = null;
+  #cancelled = false;
+  #abort = null;
+  #seen = new Set();
+
+  constructor(api, session) {
+    super();
+    Object.assign(this, { api, session });
+  }
+
+  get idle() {
+    return this.state === "idle";
+  }
+
+  /**
+   * @param {{photo: object, mask: Blob, prompt: string, n: number, seed: string, steps: string, previews: number, fresh: boolean}} edit
+   * @returns {Promise<"succeeded"|"cancelled">}
+   */
+  async run(edit) {
+    this.#cancelled = false;
+    this.#abort = new AbortController();
+    this.#seen.clear();
+    this.done = 0;
+    this.wanted = edit.n;
+    this.#become("sending");
+    try {
+      const job = await this.#submit(edit);
+      this.#job = job.id;
+      if (this.#cancelled) await this.cancel();
+      else this.#become("queued");
+      return await this.#follow(job.id);
+    } catch (error) {
+      if (this.#cancelled && error.name === "AbortError") return "cancelled";
+      throw error;
+    } finally {
+      this.#job = null;
+      this.#abort.abort();
+      this.#become("idle");
+    }
+  }
+
+  /** Ask the server to stop. A job that is not known yet is stopped as soon as its name is. */
+  async cancel() {
+    if (this.idle) return;
+    this.#cancelled = true;
+    this.#become("cancelling");
+    if (!this.#job) return;
+    const abort = this.#abort;
+    setTimeout(() => abort.abort(), GIVE_UP_MS);
+    await this.api.cancel(this.#job).catch((error) => {
+      if (!(error instanceof ApiError && error.status === 404)) throw error;
+    });
+  }
+
+  /** When the page goes away, nobody waits for the job any more. */
+  leave() {
+    if (this.#job) this.api.cancel(this.#job, true).catch(() => {});
+  }
+
+  /** The server forgets documents after a while (and when it restarts): then upload again, once. */
+  async #submit(edit) {
+    for (let again = false; ; again = true) {
+      const fields = {
+        document: await this.session.uploaded(edit.photo),
+        mask: edit.mask,
+        mask_mode: "white",
+        prompt: edit.prompt,
+        n: edit.n,
+        seed: edit.seed,
+        num_inference_steps: edit.steps,
+        partial_images: edit.previews,
+        output_format: "png",
+        use_cache: edit.fresh ? "false" : null,
+      };
+      try {
+        return await this.api.submit(fields);
+      } catch (error) {
+        if (again || !(error instanceof ApiError && error.status === 404)) throw error;
+        edit.photo.id = null;
+      }
+    }
+  }
+
+  /** Events until the last one. A broken connection is taken up again: the server replays what has passed. */
+  async #follow(id) {
+    for (let failures = 0; ; failures++) {
+      try {
+        for await (const event of this.api.events(id, this.#abort.signal)) {
+          failures = 0;
+          const end = await this.#take(event);
+          if (end) return end;
+        }
+      } catch (error) {
+        if (!(error instanceof Unreachable) || failures >= TRIES) throw error;
+      }
+      if (failures >= TRIES) throw new Unreachable();
+      await new Promise((done) => setTimeout(done, 250 * 2 ** failures));
+    }
+  }
+
+  /** @returns {Promise<string|null>} how the job ended, if this was its last event */
+  async #take(event) {
+    switch (event.type) {
+      case "job.status":
+        this.done = event.done ?? this.done;
+        if (event.status === "failed") throw failure(event.error);
+        if (FINAL.includes(event.status)) return event.status;
+        if (this.state !== "cancelling") this.#become(event.status);
+        return null;
+      case "image_edit.partial_image":
+        if (this.#isNew(`preview ${event.index ?? 0} ${event.partial_image_index}`)) this.#tell("preview", event);
+        return null;
+      case "image_edit.completed":
+        if (this.#isNew(`variation ${event.index ?? 0}`)) this.#tell("variation", event);
+        return null;
+      case "error":
+        throw failure(event.error);
+      default:
+        return null;
+    }
+  }
+
+  #isNew(name) {
+    const fresh = !this.#seen.has(name);
+    this.#seen.add(name);
+    return fresh;
+  }
+
+  #tell(type, { index = 0, b64_json: encoded, output_format: format, seed = null, usage = null, partial_image_index: preview = null }) {
+    const blob = fromBase64(encoded, `image/${format ?? "png"}`);
+    if (type === "variation") this.done = Math.max(this.done, index + 1);
+    this.dispatchEvent(new CustomEvent(type, { detail: { index, blob, seed, usage, preview } }));
+  }
+
+  #become(state) {
+    this.state = state;
+    this.dispatchEvent(new Event("state"));
+  }
+}
+
+const failure = (error) => new ApiError(0, error ?? { message: "The edit failed, and the server did not say why." });
+
+function fromBase64(text, type) {
+  const binary = atob(text);
+  const data = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) data[i] = binary.charCodeAt(i);
+  return new Blob([data], { type });
+}
