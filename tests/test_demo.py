@@ -30,7 +30,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_edits_of_the_session(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "demo.png"
-    argv = ["demo", "--model", checkpoint, "--edits", 2, "--side", 128, "--dtype", "float32", "--steps", 2, "--out", out]
+    argv = [
+        "demo",
+        "--model",
+        checkpoint,
+        "--edits",
+        2,
+        "--side",
+        128,
+        "--dtype",
+        "float32",
+        "--steps",
+        2,
+        "--port",
+        0,
+        "--exit",
+        "--out",
+        out,
+    ]
     assert cli.main([str(a) for a in argv]) == 0
 
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]

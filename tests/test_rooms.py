@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "retouch"
 
 FLOORS = {
-    **dict.fromkeys(["edit", "picture", "config", "recipe", "record", "prices"], 0),
+    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices"], 0),
     **dict.fromkeys(["kernels", "cache"], 1),
     "models": 2,
     **dict.fromkeys(["train", "passes"], 3),
@@ -23,7 +23,7 @@ FLOORS = {
 DIFFUSERS = {"models", "train"}
 """Rooms that may import diffusers: models/ is the one that knows it, train/ builds and saves its classes."""
 
-NO_TORCH = {"edit", "picture", "config", "recipe", "record", "prices", "engine/scheduler"}
+NO_TORCH = {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
 HEAVY = ("torch", "ray", "fastapi", "diffusers", "transformers")
 
 
@@ -91,6 +91,12 @@ def test_the_walls_stand_where_the_table_says():
 
 def test_import_retouch_stays_light():
     code = f"import sys, retouch; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_server_beside_its_worker_needs_no_torch():
+    code = "import sys, retouch.serve.app; print([name for name in ('torch', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from retouch import png
 from retouch.edit import ImageTooLarge, InvalidImage, InvalidMask, InvalidOption, OutputFailed
 
 log = logging.getLogger(__name__)
@@ -273,17 +274,16 @@ def encode(pixels: np.ndarray, kind: str, like: Picture | None = None, quality: 
 
     Colour profile and EXIF come from `like`.
     """
-    options: dict[str, object] = {}
-    if like is not None:
-        options = {k: v for k, v in (("icc_profile", like.icc), ("exif", like.exif)) if v is not None}
+    icc, exif = (None, None) if like is None else (like.icc, like.exif)
+    if kind == "PNG":
+        return png.encode(pixels, icc, exif)
+    options: dict[str, object] = {k: v for k, v in (("icc_profile", icc), ("exif", exif)) if v is not None}
     if kind == "JPEG":
         pixels = pixels[..., :3]
         options |= {"quality": quality, "subsampling": 0}
-    elif kind == "WEBP":
+    else:
         # exact keeps the colour under transparent pixels; this effort is six times quicker for 5 % more bytes.
         options |= {"lossless": True, "exact": True, "method": 1, "quality": 20}
-    else:
-        options |= {"compress_level": 2}  # a quarter of the default's time for 12 % more bytes
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
     return buffer.getvalue()

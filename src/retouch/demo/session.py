@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,8 +15,14 @@ from retouch import picture
 from retouch.edit import Edit, Edited, InvalidImage
 
 if TYPE_CHECKING:
-    from retouch.engine import Engine
     from retouch.models.peer import Peer
+
+
+class Editor(Protocol):
+    """An engine, or what stands for one."""
+
+    def edit(self, edits: Sequence[Edit]) -> list[Edited]: ...
+
 
 PATHS = ("inpaint", "KV", "Retouch")
 CELL = 16
@@ -128,7 +134,7 @@ def _mask(turn: Turn, scale: tuple[float, float], shape: tuple[int, ...]) -> np.
     return inside
 
 
-def run(engine: Engine, plain: Peer, session: Sequence[tuple[Turn, Edit]], progress: Callable[[str], None]) -> list[Result]:
+def run(engine: Editor, plain: Peer, session: Sequence[tuple[Turn, Edit]], progress: Callable[[str], None]) -> list[Result]:
     """Every turn through every path, one edit at a time, after one throwaway edit of each path.
 
     A committed result is Retouch's, for all paths, so that all edit the same document. `progress` hears a turn's prompt
@@ -152,7 +158,7 @@ def run(engine: Engine, plain: Peer, session: Sequence[tuple[Turn, Edit]], progr
 
 
 def _through_all(
-    engine: Engine, plain: Peer, edit: Edit, progress: Callable[[str], None]
+    engine: Editor, plain: Peer, edit: Edit, progress: Callable[[str], None]
 ) -> tuple[Edited, dict[str, np.ndarray], dict[str, float]]:
     """The answer of Retouch, and by path the pictures and the seconds. Pasting is on no pipeline's time."""
     images, seconds = {}, {}
