@@ -6,8 +6,8 @@ What needs torch is imported when it is asked for: a server beside its worker ha
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retouch.engine.engine import Engine
     from retouch.engine.build import load
+    from retouch.engine.engine import Engine
 
 __all__ = ["Engine", "load"]
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from retouch.cache.store import Memory, Store
-from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, Usage
+from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, Usage, WorkerLost
+from retouch.engine.results import Finished, finished, key_of, recalled
 from retouch.engine.scheduler import FirstCome, Policy, StepClock, Ticket, finish_time, fitting
 from retouch.models.base import Document, EditModel, Frame, Job, Prompt
-from retouch.picture import bounds
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,6 @@ _settling = threading.RLock()
 
 RECENT = 64
 """Steps that the figures of `Engine.stats` look back on."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """A finished edit, as far as it changed the picture: what stands in the mask's box, (h, w, 3 or 4) uint8."""
-
-    pixels: np.ndarray
-    usage: Usage
-
-    @property
-    def bytes(self) -> int:
-        return self.pixels.nbytes
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +80,7 @@ class Engine:
         self._changed = threading.Condition()
         self._off_loop: dict[str, float] = {}
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
-        self.scheduling = 0.0
+        self.scheduling = self.stepping = 0.0
 
     @property
     def tokens(self) -> int:
@@ -135,10 +123,10 @@ class Engine:
         deadline = None if edit.deadline is None else now + edit.deadline
         one = Submitted(edit.tenant, edit.priority, now, deadline, tokens, steps, edit, frame, watch, previews)
         one.answer = one.answer if answer is None else answer
-        one.result_key = _result_key(edit, frame, steps) if edit.reuse else ""
+        one.result_key = key_of(edit, frame, steps) if edit.reuse else ""
         if edit.reuse and (known := self.results.find(one.result_key)):
             one.steps = 0
-            _settle(one.answer, _recalled(edit, known))
+            _settle(one.answer, recalled(edit, known))
             return one
         with self._changed:
             waiting = [other for other in self._submitted if not other.answer.done()]
@@ -158,15 +146,14 @@ class Engine:
     def tick(self) -> bool:
         """One round of the loop; false where there was nothing to do."""
         started = time.perf_counter()
-        now = time.monotonic()
         with self._changed:
             self._submitted = live = [one for one in self._submitted if not one.answer.done()]
-        for one in live:
-            if one.deadline is not None and one.deadline < now:
-                _settle(one.answer, DeadlinePassed("its time ran out before the edit was done; allow more, or come later."))
-        order = self.policy.order([one for one in live if one.steps and not one.answer.done()], now)
+        _expire(live)
+        with self._changed:  # `submit` asks the policy too, from other threads
+            order = self.policy.order([one for one in live if one.steps and not one.answer.done()], time.monotonic())
         self.scheduling += time.perf_counter() - started
         self._encode(order)
+        _expire(live)
         started = time.perf_counter()
         stepping = fitting([one for one in order if one.job is not None and not one.answer.done()], self.tokens)
         self.policy.charge(stepping)
@@ -194,8 +181,10 @@ class Engine:
             log.exception("a step of %d edits failed", len(together))
             for one in together:
                 _settle(one.answer, error)
+            return  # how long it took says nothing of those to come
         seconds = time.perf_counter() - started
         self.clock.observe(tokens, seconds)
+        self.stepping += seconds
         self._recent.append((seconds, tokens, len(together)))
 
     def _after_step(self, one: Submitted) -> None:
@@ -205,18 +194,26 @@ class Engine:
         if one.steps == 0:
             self._start_side(one, self._finished)
         elif one.watch is not None and one.job is not None and _falls_on(one.job.step, one.job.steps, one.previews):
-            self._start_side(one, self._watched)
+            self._start_side(one, partial(self._watched, job=replace(one.job)))
 
     def _start_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
         """Beside the loop where there are threads for it. What `do` raises is this edit's answer, and nobody else's concern."""
         if self._beside is None:
             self._answered(one, do)
             return
-        one.side = self._beside.submit(self._run_side, one, do)
+        one.side = self._beside.submit(self._run_side, one, do, one.side)
 
-    def _run_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
-        with self.model.apart():
-            self._answered(one, do)
+    def _run_side(self, one: Submitted, do: Callable[[Submitted], None], before: Future[None] | None) -> None:
+        """An edit's sides come one after the other: no preview after the answer. `before` has been begun, as the threads take
+        them in their order, so that waiting for it always ends.
+        """
+        if before is not None:
+            wait((before,))
+        try:
+            with self.model.apart():
+                self._answered(one, do)
+        except Exception as error:
+            _settle(one.answer, error)
         with self._changed:
             self._changed.notify_all()
 
@@ -235,28 +232,31 @@ class Engine:
 
     def _admitted(self, one: Submitted) -> None:
         one.job = self.admit(one.edit, one.frame)
-        if one.watch is not None:
+        if one.watch is not None and not one.answer.done():
             one.watch(0, None)
 
-    def _watched(self, one: Submitted) -> None:
-        assert one.job is not None
+    def _watched(self, one: Submitted, job: Job) -> None:
+        """`job` as it was after the step that is shown, while the loop may be on with the next."""
         assert one.watch is not None
-        done = one.job.step
-        with self._timed(one.job.usage, "preview"):
-            image = self.model.preview(one.job)
-        one.watch(done, image)
+        with self._timed(job.usage, "preview"):
+            image = self.model.preview(job)
+        if not one.answer.done():
+            one.watch(job.step, image)
 
     def _finished(self, one: Submitted) -> None:
         assert one.job is not None
         edited = self.finish(one.job)
         if one.edit.reuse:
-            x0, y0, x1, y1 = _changed_box(one.edit)
-            kept = Finished(edited.image[y0:y1, x0:x1].copy(), edited.usage)
-            self.results.put(one.result_key, kept, sum(edited.usage.seconds.values()))
+            self.results.put(one.result_key, finished(one.edit, edited), sum(edited.usage.seconds.values()))
         _settle(one.answer, edited)
 
     def close(self) -> None:
-        """Bring what is encoded to the slowest tier; where that is a disk, the next engine finds it there."""
+        """Bring what is encoded to the slowest tier; where that is a disk, the next engine finds it there.
+
+        Edits without an answer get WorkerLost. Not while a `tick` runs.
+        """
+        for one in self._submitted:
+            _settle(one.answer, WorkerLost("the engine was closed before the edit was done; send it again."))
         if self._beside is not None:
             self._beside.shutdown(wait=True)
         self.documents.sink()
@@ -316,8 +316,11 @@ class Engine:
         caches: dict[str, Store[Any]] = {"documents": self.documents, "prompts": self.prompts, "results": self.results}
         return {
             "queue": {"waiting": len(live) - running, "running": running, "limit": self.queue},
-            "step": {**dict(zip(("seconds", "tokens", "edits"), means, strict=True)), "budget": self.tokens},
-            "scheduling_seconds": self.scheduling,
+            "step": {
+                **dict(zip(("seconds", "tokens", "edits"), means, strict=True)),
+                "budget": self.tokens,
+                "scheduling_share": self.scheduling / self.stepping if self.stepping else None,
+            },
             "caches": {
                 name: {
                     **asdict(store.counters),
@@ -344,34 +347,17 @@ class Engine:
         usage.add(stage, time.perf_counter() - started)
 
 
-def _result_key(edit: Edit, frame: Frame, steps: int) -> str:
-    """All that the answer depends on: the document's key has the weights, the dtype and the tenant in it."""
-    x0, y0, x1, y1 = box = _changed_box(edit)
-    digest = hashlib.blake2b(frame.key.encode(), digest_size=20)
-    asked = (frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance)
-    digest.update(repr(asked).encode())
-    digest.update(edit.image[y0:y1, x0:x1].tobytes())
-    if edit.mask is not None:
-        digest.update(np.packbits(edit.mask[y0:y1, x0:x1]).tobytes())
-    return digest.hexdigest()
-
-
-def _changed_box(edit: Edit) -> tuple[int, int, int, int]:
-    return (0, 0, edit.image.shape[1], edit.image.shape[0]) if edit.mask is None else bounds(edit.mask)
-
-
-def _recalled(edit: Edit, known: Finished) -> Edited:
-    """The picture as it came out then; nothing was computed for it now."""
-    image = edit.image.copy()
-    x0, y0, x1, y1 = _changed_box(edit)
-    image[y0:y1, x0:x1] = known.pixels
-    return Edited(image, edit.seed, replace(known.usage, seconds={}, tokens_computed=0, cache_hits=("result",)))
-
-
 def _falls_on(step: int, steps: int, previews: int) -> bool:
     """Whether one of so many previews, spread evenly before the last step, is due after `step`."""
     due = {max(1, round(steps * (i + 1) / (previews + 1))) for i in range(previews)}
     return step in due and step < steps
+
+
+def _expire(live: Sequence[Submitted]) -> None:
+    now = time.monotonic()
+    for one in live:
+        if one.deadline is not None and one.deadline < now:
+            _settle(one.answer, DeadlinePassed("its time ran out before the edit was done; allow more, or come later."))
 
 
 def _settle(answer: Future[Edited], with_: Edited | Exception) -> None:
