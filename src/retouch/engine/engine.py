@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -194,7 +195,7 @@ class Engine:
         if one.steps == 0:
             self._start_side(one, self._finished)
         elif one.watch is not None and one.job is not None and _falls_on(one.job.step, one.job.steps, one.previews):
-            self._start_side(one, partial(self._watched, job=replace(one.job)))
+            self._start_side(one, partial(self._watched, job=copy(one.job)))
 
     def _start_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
         """Beside the loop where there are threads for it. What `do` raises is this edit's answer, and nobody else's concern."""
@@ -289,6 +290,7 @@ class Engine:
             self._learn("document", usage.seconds["document"])
         job.usage.seconds = usage.seconds
         job.usage.cache_hits, job.usage.tokens_text = tuple(hits), len(prompts[0].embedded)
+        job.usage.approximate = model.approximate
         return job
 
     def step(self, jobs: Sequence[Job]) -> None:

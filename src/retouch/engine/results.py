@@ -38,7 +38,7 @@ def key_of(edit: Edit, frame: Frame, steps: int) -> str:
 
 def finished(edit: Edit, edited: Edited) -> Finished:
     x0, y0, x1, y1 = changed_box(edit)
-    return Finished(edited.image[y0:y1, x0:x1].copy(), edited.usage)
+    return Finished(edited.image[y0:y1, x0:x1].copy(), replace(edited.usage))
 
 
 def changed_box(edit: Edit) -> tuple[int, int, int, int]:

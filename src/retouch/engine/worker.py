@@ -55,6 +55,7 @@ class Options:
     host: int = 0
     disk: int = 8 << 30
     threads: int | None = None
+    documents: str = "exact"
     log_level: int = logging.WARNING
 
 
@@ -270,13 +271,13 @@ def _load(options: Options) -> tuple[Any, dict[str, Any]]:
     import torch
 
     from retouch.engine.build import load
+    from retouch.models.flux2 import Options as Kept
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    engine = load(
-        options.model, options.dtype, options.device, None, options.cache, options.policy, options.tokens, options.queue,
-        options.beside, options.memory, options.host, options.disk,
-    )  # fmt: skip
+    names = ("model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk")
+    kept = Kept(keys=options.documents)
+    engine = load(options=kept, **{name: getattr(options, name) for name in names})
     model: Any = engine.model
     info = {
         "steps": model.family.steps, "max_side": model.family.max_side, "cell": model.cell,

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from retouch.edit import Edit, Usage
+from retouch.models.compact import Compact
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,13 @@ class Document:
     """An encoded source picture, with what further reference pictures the edit has. Depends on pixels and weights alone.
 
     `tokens` (h, w, C) are its latents. `keys` holds, for each layer, the references' rotated keys and their values,
-    (R, heads, head_dim); it is empty where the family lets references see the edit, and then `reference` (R, C) at
-    `positions` (R, 4) runs along in every step.
+    (R, heads, head_dim), as they are or in 8 bits; it is empty where the family lets references see the edit, and then
+    `reference` (R, C) at `positions` (R, 4) runs along in every step.
     """
 
     key: str
     tokens: Tensor
-    keys: tuple[tuple[Tensor, Tensor], ...]
+    keys: tuple[tuple[Tensor | Compact, Tensor | Compact], ...]
     reference: Tensor
     positions: Tensor
 
@@ -108,7 +109,13 @@ class Job:
 
 
 class EditModel(Protocol):
-    """A family adapter. It keeps no state of any edit; the keys say which Documents and Prompts may be shared."""
+    """A family adapter. It keeps no state of any edit; the keys say which Documents and Prompts may be shared.
+
+    `approximate` names what makes its answers differ from the plain model's.
+    """
+
+    @property
+    def approximate(self) -> tuple[str, ...]: ...
 
     def frame(self, edit: Edit) -> Frame:
         """The part of the picture to work on, and the key of its Document."""

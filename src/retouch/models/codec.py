@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from retouch.models.base import Document, Prompt
+from retouch.models.compact import Compact
 
 
 def moved(document: Document, device: torch.device) -> Document:
@@ -21,8 +22,12 @@ def moved(document: Document, device: torch.device) -> Document:
 
 def dump_document(document: Document) -> bytes:
     tensors = {"tokens": document.tokens, "reference": document.reference, "positions": document.positions}
-    for layer, (keys, values) in enumerate(document.keys):
-        tensors |= {f"keys.{layer}": keys, f"values.{layer}": values}
+    for layer, pair in enumerate(document.keys):
+        for name, part in zip(("keys", "values"), pair, strict=True):
+            if isinstance(part, Compact):
+                tensors |= {f"{name}.{layer}": part.values, f"scale.{name}.{layer}": part.scale}
+            else:
+                tensors[f"{name}.{layer}"] = part
     return _dump(document.key, tensors)
 
 
@@ -30,7 +35,12 @@ def load_document(data: bytes, device: torch.device) -> Document:
     """Raises SafetensorError or KeyError where `data` is not what `dump_document` made."""
     key, tensors = _load(data, device)
     layers = sum(name.startswith("keys.") for name in tensors)
-    pairs = tuple((tensors[f"keys.{layer}"], tensors[f"values.{layer}"]) for layer in range(layers))
+
+    def part(name: str) -> Tensor | Compact:
+        scale = tensors.get(f"scale.{name}")
+        return tensors[name] if scale is None else Compact(tensors[name], scale)
+
+    pairs = tuple((part(f"keys.{layer}"), part(f"values.{layer}")) for layer in range(layers))
     return Document(key, tensors["tokens"], pairs, tensors["reference"], tensors["positions"])
 
 

@@ -23,6 +23,7 @@ from retouch.edit import Edit, InvalidOption, InvalidPrompt
 from retouch.models import latents, transformer
 from retouch.models.base import Document, Frame, Job, Prompt
 from retouch.models.checkpoint import Family
+from retouch.models.compact import FORMS, compact
 from retouch.models.packing import Packed, Reference, Segment, cell_positions
 from retouch.models.preview import Sketch
 
@@ -41,13 +42,18 @@ class Options:
     `whole`: every cell is computed and known ones are re-noised at each step (the usual inpainting loop), instead of
     masked cells only. `dilate`: cells added around those that the mask touches. `halo`: cells of the document decoded
     around the edited ones (None: the whole picture is decoded). `feather`: pixels over which the edit fades in, inside
-    the mask.
+    the mask. `keys`: how a document's keys and values are kept: exact, or lossy as int8 or fp8.
     """
 
     whole: bool = False
     dilate: int = 0
     halo: int | None = 1
     feather: int = 4
+    keys: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.keys != "exact" and self.keys not in FORMS:
+            raise InvalidOption(f"documents are kept as {self.keys!r}; give exact, {' or '.join(FORMS)}.")
 
 
 class Flux2:
@@ -63,10 +69,14 @@ class Flux2:
         self.device = pipeline.transformer.device
         self.dtype = pipeline.transformer.dtype
         self.cell = latents.cell_side(self.vae)
-        self._fingerprint = f"{fingerprint}|{self.dtype}".encode()
+        self._fingerprint = f"{fingerprint}|{self.dtype}|{options.keys}".encode()
         self.sigmas = lru_cache(maxsize=256)(self._sigmas)
         self._sketch: Sketch | None = None
         self._fitting, self._apart = threading.Lock(), threading.local()
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        return () if self.options.keys == "exact" or not self.family.cached else (f"{self.options.keys} documents",)
 
     def frame(self, edit: Edit) -> Frame:
         """The whole picture, or, where it is larger than the model's size, a crop around the mask with context."""
@@ -127,7 +137,10 @@ class Flux2:
         at_zero = transformer.modulate_at(self.transformer, torch.zeros(1, device=self.device))
         rope = transformer.rope_of(self.transformer, place)
         transformer.encode_reference(self.transformer, tokens.to(self.dtype), at_zero, rope, layout)
-        return Document(frame.key, grids[0], tuple(layout.keys), tokens[:0], place[:0])
+        keys: Any = layout.keys
+        if self.options.keys != "exact":
+            keys = [tuple(compact(part, self.options.keys) for part in pair) for pair in keys]
+        return Document(frame.key, grids[0], tuple(keys), tokens[:0], place[:0])
 
     def _nothing(self, frame: Frame) -> Document:
         """A document that no token sees; its grid of zeros only gives the size."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retouch.kernels.attention import Span, attend
 from retouch.models.base import Document, Job, Prompt
+from retouch.models.compact import dense
 from retouch.models.transformer import Modulation
 
 
@@ -100,7 +101,11 @@ class Packed:
         return joined[self.text_index], joined[self.image_index]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.own, [(span, *document.keys[layer]) for span, document in self.documents])
+        return attend(q, k, v, self.own, self._keys(layer, q.dtype))
+
+    def _keys(self, layer: int, dtype: torch.dtype) -> list[tuple[Span, Tensor, Tensor]]:
+        pairs = [(span, *document.keys[layer]) for span, document in self.documents]
+        return [(span, dense(keys, dtype), dense(values, dtype)) for span, keys, values in pairs]
 
 
 class Reference:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import resource
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from retouch.edit import InvalidOption
 from retouch.engine.scheduler import POLICIES
@@ -18,9 +16,6 @@ from retouch.engine.worker import Options, Worker
 from retouch.serve.settings import MB, Settings, read_keys
 
 log = logging.getLogger(__name__)
-
-HEAD_SECONDS = 20.0
-"""A connection that has not sent the head of its request by then is closed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _settings(args)
     listening = _listen(settings)
     worker = Worker(settings.worker)
-    worker.start()
-    run(settings, worker, listening)
+    try:
+        worker.start()
+        run(settings, worker, listening)
+    finally:
+        worker.close(patience=2.0)  # it is closed already unless the start failed or a second Ctrl-C was pressed
     return 0
 
 
@@ -50,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host-memory", type=int, default=0, metavar="MB", help="and of those in host memory (%(default)s)")
     add("--cache", type=Path, metavar="DIR", help="and on disk; uploads are kept there too, over restarts")
     add("--disk", type=int, default=8192, metavar="MB", help="how much in it (%(default)s)")
+    add("--documents", choices=("exact", "int8", "fp8"), default="exact", help="how they are kept (%(default)s)")
     add("--beside", type=int, metavar="N", help="threads that encode and decode beside the step loop")
     add("--dtype", default="auto", help="auto, float32 or bfloat16; auto takes what is fastest here")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -69,7 +68,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise InvalidOption("--host-memory, --drain and --beside cannot be negative.")
     options = Options(
         args.model, args.dtype, args.device, args.cache, args.policy, args.tokens, args.queue, args.beside, args.memory * MB,
-        args.host_memory * MB, args.disk * MB, log_level=logging.INFO if args.verbose else logging.WARNING,
+        args.host_memory * MB, args.disk * MB, documents=args.documents,
+        log_level=logging.INFO if args.verbose else logging.WARNING,
     )  # fmt: skip
     tenants = () if args.keys is None else read_keys(args.keys)
     return Settings(options, args.host, args.port, tenants, args.price, drain_seconds=args.drain)
@@ -92,54 +92,13 @@ def _listen(settings: Settings) -> socket.socket:
 
 def run(settings: Settings, worker: Worker, listening: socket.socket) -> None:
     """Serve on a bound socket until SIGINT or SIGTERM, then let what runs come to its end."""
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
     from retouch.serve.app import create
+    from retouch.serve.listening import Server
 
     with suppress(ValueError, OSError):  # thousands of clients at once want as many descriptors as may be had
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    class Patient(H11Protocol):
-        """Closes a connection on which the head of a request does not come to its end."""
-
-        timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._arm()
-
-        def data_received(self, data: bytes) -> None:
-            self._arm()
-            super().data_received(data)
-
-        def _arm(self) -> None:
-            if self.timer is None and self._between():
-                self.timer = self.loop.call_later(HEAD_SECONDS, self._check)
-
-        def _between(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete
-
-        def _check(self) -> None:
-            self.timer = None
-            if self._between() and not self.transport.is_closing():
-                self.transport.close()
-
-    app = create(settings, worker)
-
-    class Server(uvicorn.Server):
-        """Says no to new requests from the signal on."""
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            app.state.service.draining = True
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        app, http=Patient, ws="none", log_level="warning", access_log=False, lifespan="on", server_header=False, backlog=4096,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)), timeout_keep_alive=15,
-    )  # fmt: skip
     listening.listen(4096)
     host, port = listening.getsockname()[:2]
     print(f"Retouch serves http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    Server(config).run(sockets=[listening])
+    Server(create(settings, worker)).run(sockets=[listening])
