@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("retouch serve", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser("retouch serve", "retouch serve [options]", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
     add("--host", default="127.0.0.1", help="any but a loopback address wants --keys (%(default)s)")
