@@ -138,6 +138,7 @@ class Usage:
     `seconds` is device time by stage (document, prompt, step, finish), a shared step split by tokens.
     `tokens_computed` counts image tokens over all steps, `tokens_whole` what the whole picture would have taken, `tokens_text`
     those of the prompt. `approximate` names what makes the answer differ from the plain model's; empty: nothing does.
+    `dollars` is None where no price is known.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -147,7 +148,7 @@ class Usage:
     steps: int = 0
     cache_hits: tuple[str, ...] = ()
     approximate: tuple[str, ...] = ()
-    dollars: float = 0.0
+    dollars: float | None = None
 
     @property
     def tokens_saved(self) -> int:

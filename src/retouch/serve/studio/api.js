@@ -42,7 +42,8 @@ export class Api {
   job = (id) => this.#json(`jobs/${encodeURIComponent(id)}`);
   cancel = (id, keepalive = false) => this.#json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE", keepalive });
   submit = (fields) => this.#json("jobs", { method: "POST", body: form(fields) });
-  upload = (blob, name) => this.#json("documents", { method: "POST", body: form({ file: new File([blob], name, { type: blob.type }) }) });
+  upload = (blob, name) =>
+    this.#json("documents", { method: "POST", body: form({ file: new File([blob], name, { type: blob.type }) }) });
 
   /** The document's upright pixels, as the server holds them. */
   async content(id) {
@@ -54,7 +55,10 @@ export class Api {
    * @returns {AsyncGenerator<{type: string}>}
    */
   async *events(id, signal) {
-    const answer = await this.#call(`jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
+    const answer = await this.#call(`jobs/${encodeURIComponent(id)}/events`, {
+      signal,
+      headers: { Accept: "text/event-stream" },
+    });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let lines = [];
     let rest = "";
@@ -118,7 +122,7 @@ async function refusal(answer) {
   return new ApiError(answer.status, body?.error ?? {}, Number.isFinite(retryAfter) && retryAfter > 0 ? retryAfter : null);
 }
 
-/** Fields that are null, undefined or "" are left out: the server refuses what it does not know and fills in what is missing. */
+/** Fields that are null, undefined or "" are left out: the server fills in what is missing. */
 function form(fields) {
   const data = new FormData();
   for (const [name, value] of Object.entries(fields)) {

@@ -24,7 +24,10 @@ import { View } from "./view.js";
 
 const HINT = "Paint over the place to edit";
 
-const api = new Api(askKey);
+const api = new Api((wrong) => {
+  $("key").hidden = false;
+  return askKey(wrong);
+});
 const session = new Session(api);
 const view = new View();
 const tools = new Tools();
@@ -47,8 +50,19 @@ async function open(file) {
     await session.open(file, file.name || "pasted");
     status(HINT);
   } catch (error) {
-    problem("The photo could not be opened", error, { label: "Try again", run: () => open(file) });
+    problem("The photo could not be opened", error, { label: "Try again", run: () => reopen(file) });
     status("");
+  }
+}
+
+/** A photo that is already shown is only uploaded again, and keeps its mask. */
+async function reopen(file) {
+  if (session.photo?.blob !== file) return open(file);
+  try {
+    await session.uploaded(session.photo);
+    status("Uploaded");
+  } catch (error) {
+    problem("The photo could not be uploaded", error, { label: "Try again", run: () => reopen(file) });
   }
 }
 
@@ -85,7 +99,9 @@ $("theme").addEventListener("click", toggleTheme);
 $("help-open").addEventListener("click", showHelp);
 $("key").addEventListener("click", async () => {
   const key = await askKey(false);
-  if (key) api.key = key;
+  if (!key) return;
+  api.key = key;
+  showModel();
 });
 for (const button of document.querySelectorAll("[data-prompt]")) {
   button.addEventListener("click", () => {
@@ -180,12 +196,14 @@ shortcuts(
     "mod+y": actions.redo,
     escape,
   },
-  { active: () => !$("edit").hidden, space: (held) => gestures.holdSpace(held), overStage: () => $("above").matches(":hover") && !openDialog() },
+  {
+    active: () => !$("edit").hidden,
+    space: (held) => gestures.holdSpace(held),
+    overStage: () => $("above").matches(":hover") && !openDialog(),
+  },
 );
 
-async function greet() {
-  wireDialogs();
-  if (/Mac|iP(hone|ad)/.test(navigator.platform)) for (const key of [$("run-keys"), ...document.querySelectorAll(".mod")]) key.textContent = key.textContent.replace("Ctrl", "⌘");
+async function showModel() {
   try {
     const model = (await api.models()).data?.[0];
     const { steps, device } = model?.retouch ?? {};
@@ -194,7 +212,11 @@ async function greet() {
   } catch (error) {
     problem("The server does not tell which model it runs", error);
   }
-  $("key").hidden = !api.key;
 }
 
-greet();
+wireDialogs();
+if (/Mac|iP(hone|ad)/.test(navigator.platform)) {
+  for (const key of document.querySelectorAll("#run-keys, .mod")) key.textContent = key.textContent.replace("Ctrl", "⌘");
+}
+$("key").hidden = !api.key;
+showModel();

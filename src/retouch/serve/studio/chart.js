@@ -32,7 +32,9 @@ export function sparkline(svg, ...series) {
 
 function shapes(values, top, index) {
   const span = Math.max(values.length, LEAST) - 1;
-  const points = values.map((value, i) => (value === null ? null : [WIDTH - ((values.length - 1 - i) / span) * WIDTH, HEIGHT - 2 - (value / top) * (HEIGHT - 6)]));
+  const points = values.map((value, i) =>
+    value === null ? null : [WIDTH - ((values.length - 1 - i) / span) * WIDTH, HEIGHT - 2 - (value / top) * (HEIGHT - 6)],
+  );
   const runs = [];
   let open = null;
   for (const point of points) {
@@ -42,8 +44,18 @@ function shapes(values, top, index) {
   }
   return runs.flatMap((run) => {
     const line = run.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join(" L ");
-    const shape = draw("path", { class: `line line-${index}`, d: `M ${line}${run.length === 1 ? " h 0.1" : ""}`, "vector-effect": "non-scaling-stroke" });
+    const shape = draw("path", {
+      class: `line line-${index}`,
+      d: `M ${line}${run.length === 1 ? " h 0.1" : ""}`,
+      "vector-effect": "non-scaling-stroke",
+    });
     if (index > 0) return [shape];
-    return [draw("path", { class: "area", d: `M ${run[0][0].toFixed(1)} ${HEIGHT} L ${line} L ${run.at(-1)[0].toFixed(1)} ${HEIGHT} Z` }), shape];
+    return [
+      draw("path", {
+        class: "area",
+        d: `M ${run[0][0].toFixed(1)} ${HEIGHT} L ${line} L ${run.at(-1)[0].toFixed(1)} ${HEIGHT} Z`,
+      }),
+      shape,
+    ];
   });
 }

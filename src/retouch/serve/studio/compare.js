@@ -58,7 +58,16 @@ export class Compare {
   }
 
   #keys(event) {
-    const by = { ArrowRight: STEP, ArrowUp: STEP, ArrowLeft: -STEP, ArrowDown: -STEP, PageUp: 0.1, PageDown: -0.1, Home: -1, End: 1 }[event.key];
+    const by = {
+      ArrowRight: STEP,
+      ArrowUp: STEP,
+      ArrowLeft: -STEP,
+      ArrowDown: -STEP,
+      PageUp: 0.1,
+      PageDown: -0.1,
+      Home: -1,
+      End: 1,
+    }[event.key];
     if (by === undefined) return;
     event.preventDefault();
     this.set(this.stage.divider + by);

@@ -3,38 +3,48 @@
 import { make } from "./dom.js";
 import * as format from "./format.js";
 
-export const STAGES = { document: "Photo", prompt: "Prompt", step: "Denoise", finish: "Decode" };
+const STAGES = { document: "Photo", prompt: "Prompt", start: "Start", step: "Denoise", preview: "Previews", finish: "Decode" };
+const LEAST_SHOWN = 0.0005;
 const CACHES = { document: "photo", prompt: "prompt", result: "result", mask: "mask" };
 
 /** @param {Record<string, number>} seconds by stage */
 export const total = (seconds) => Object.values(seconds ?? {}).reduce((sum, value) => sum + value, 0);
 
-/** A bar whose parts are labelled below it. @param {[string, number, string][]} parts name, share of 1, text */
+/**
+ * A bar whose parts are labelled below it.
+ * @param {[string, number, string, string][]} parts name, share of 1, text, colour's name
+ */
 export function bar(label, parts) {
-  const track = make("div", { class: "bar", role: "img", "aria-label": `${label}: ${parts.map(([name, , text]) => `${name} ${text}`).join(", ")}` });
+  const track = make("div", {
+    class: "bar",
+    role: "img",
+    "aria-label": `${label}: ${parts.map(([name, , text]) => `${name} ${text}`).join(", ")}`,
+  });
   const legend = make("dl", { class: "legend" });
-  for (const [i, [name, share, text]] of parts.entries()) {
-    const part = make("span", { class: `part part-${i}` });
+  for (const [name, share, text, colour] of parts) {
+    const part = make("span", { class: `part colour-${colour}` });
     part.style.flexGrow = Math.max(share, 0);
     part.hidden = share <= 0;
     track.append(part);
-    legend.append(make("div", { class: share > 0 ? `key key-${i}` : `key key-${i} none` }, make("dt", {}, name), make("dd", {}, text)));
+    legend.append(make("div", { class: `key colour-${colour}` }, make("dt", {}, name), make("dd", {}, text)));
   }
   return make("div", { class: "measure" }, track, legend);
 }
 
 /** One filled part of a track. */
 export function meter(label, share, text) {
-  const fill = make("span", { class: "part part-0" });
+  const fill = make("span", { class: "part colour-step" });
   fill.style.width = `${Math.min(100, Math.max(share * 100, share > 0 ? 1 : 0))}%`;
   return make("div", { class: "bar single", role: "img", "aria-label": `${label}: ${text}` }, fill);
 }
 
-/** Seconds by stage, in the order in which they happen; whatever else the server measures comes last. */
+/** Seconds by stage, in the order in which they happen; other stages come last, what took no time not at all. */
 export function stages(seconds) {
   const all = total(seconds);
   const names = [...Object.keys(STAGES), ...Object.keys(seconds).filter((name) => !(name in STAGES))];
-  const parts = names.filter((name) => name in seconds).map((name) => [STAGES[name] ?? name, all ? seconds[name] / all : 0, format.seconds(seconds[name])]);
+  const parts = names
+    .filter((name) => seconds[name] >= LEAST_SHOWN)
+    .map((name) => [STAGES[name] ?? name, seconds[name] / all, format.seconds(seconds[name]), name]);
   return bar("Seconds by stage", parts);
 }
 
@@ -42,7 +52,7 @@ export function stages(seconds) {
 export function brief(usage) {
   const cost = usage?.retouch;
   if (!cost) return "";
-  const price = format.known(cost.dollars) ? ` · ${format.dollars(cost.dollars)}` : "";
+  const price = cost.dollars > 0 ? ` · ${format.dollars(cost.dollars)}` : "";
   return `${format.seconds(total(cost.seconds))}${price}`;
 }
 
@@ -55,16 +65,36 @@ export function account(usage) {
   if (whole) {
     const share = computed / whole;
     const text = `${format.count(computed)} of ${format.count(whole)}`;
-    nodes.push(row("Tokens computed", `${format.percent(share)}`, meter("Tokens computed", share, text), make("p", { class: "quiet" }, `${text}; the mask spared the rest.`)));
+    nodes.push(
+      row(
+        "Tokens computed",
+        `${format.percent(share)}`,
+        meter("Tokens computed", share, text),
+        make("p", { class: "quiet" }, `${text}; the mask spared the rest.`),
+      ),
+    );
   }
-  const reused = hits.length ? hits.map((name) => make("span", { class: "chip" }, CACHES[name] ?? name)) : [make("span", { class: "quiet" }, "nothing, all new")];
+  const reused = hits.length
+    ? hits.map((name) => make("span", { class: "chip" }, CACHES[name] ?? name))
+    : [make("span", { class: "quiet" }, "nothing, all new")];
   nodes.push(row("From cache", make("span", { class: "chips" }, ...reused)));
-  if (format.known(cost.dollars)) {
-    nodes.push(row("Cost", format.dollars(cost.dollars), make("p", { class: "quiet" }, `${format.dollars(cost.dollars * 1e6)} for a million of these`)));
+  if (cost.dollars > 0) {
+    nodes.push(
+      row(
+        "Cost",
+        format.dollars(cost.dollars),
+        make("p", { class: "quiet" }, `${format.dollars(cost.dollars * 1e6)} for a million of these`),
+      ),
+    );
   }
   return nodes;
 }
 
 function row(name, value, ...more) {
-  return make("div", { class: "account-row" }, make("div", { class: "account-head" }, make("h4", {}, name), make("strong", {}, value)), ...more);
+  return make(
+    "div",
+    { class: "account-row" },
+    make("div", { class: "account-head" }, make("h4", {}, name), make("strong", {}, value)),
+    ...more,
+  );
 }

@@ -4,7 +4,8 @@ import { account } from "./cost.js";
 import { $ } from "./dom.js";
 
 /** @param {import("./session.js").Result} result */
-export const fileName = (result) => `${result.photo.name}-${slug(result.prompt)}${result.seed === null ? "" : `-${result.seed}`}.png`;
+export const fileName = (result) =>
+  `${result.photo.name}-${slug(result.prompt)}${result.seed === null ? "" : `-${result.seed}`}.png`;
 
 /** @param {import("./session.js").Session} session */
 export function showDetails(session) {
@@ -16,10 +17,18 @@ export function showDetails(session) {
     result.seed === null ? null : `Seed ${result.seed}`,
     result.usage?.retouch?.steps ? `${result.usage.retouch.steps} steps` : null,
     `${result.bitmap.width} × ${result.bitmap.height}`,
-  ].filter(Boolean).join(" · ");
+  ]
+    .filter(Boolean)
+    .join(" · ");
   $("download").href = result.url;
   $("download").download = fileName(result);
   $("account").replaceChildren(...account(result.usage));
 }
 
-const slug = (text) => text.toLowerCase().normalize("NFKD").replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 40) || "edit";
+const slug = (text) =>
+  text
+    .toLowerCase()
+    .normalize("NFKD")
+    .replace(/[^a-z0-9]+/g, "-")
+    .replace(/^-|-$/g, "")
+    .slice(0, 40) || "edit";

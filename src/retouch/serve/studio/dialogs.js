@@ -25,7 +25,14 @@ export function askKey(wrong) {
 /** A click on the backdrop closes, as Esc does. */
 export function wireDialogs() {
   for (const dialog of document.querySelectorAll("dialog")) {
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close("dismiss"));
-    for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", () => dialog.close("dismiss"));
+    dialog.addEventListener("click", (event) => outside(dialog, event) && dialog.close("dismiss"));
+    for (const button of dialog.querySelectorAll("[data-close]"))
+      button.addEventListener("click", () => dialog.close("dismiss"));
   }
+}
+
+/** Enter and Space on a button click at (0, 0), and are no click beside the dialog. */
+function outside(dialog, { target, clientX, clientY }) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  return target === dialog && (clientX < left || clientX > right || clientY < top || clientY > bottom);
 }

@@ -1,7 +1,6 @@
 /** Making and finding elements. Text always goes in as text, never as markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
-const ICONS = new URL("icons.svg", import.meta.url).href;
 
 /** @param {string} id @returns {HTMLElement} */
 export const $ = (id) => document.getElementById(id);
@@ -18,7 +17,11 @@ export function make(tag, attributes = {}, ...children) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined).map((child) => (child instanceof Node ? child : String(child))));
+  element.append(
+    ...children
+      .filter((child) => child !== null && child !== undefined)
+      .map((child) => (child instanceof Node ? child : String(child))),
+  );
   return element;
 }
 
@@ -30,7 +33,7 @@ export function draw(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A picture from icons.svg, hidden from screen readers: the button around it carries the name. */
+/** A symbol of index.html, hidden from screen readers: the button around it carries the name. */
 export function icon(name) {
-  return draw("svg", { class: "icon", "aria-hidden": "true" }, draw("use", { href: `${ICONS}#${name}` }));
+  return draw("svg", { class: "icon", "aria-hidden": "true" }, draw("use", { href: `#icon-${name}` }));
 }

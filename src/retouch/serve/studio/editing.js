@@ -5,7 +5,7 @@ import * as format from "./format.js";
 import { clearNotices, notice, problem, status } from "./notices.js";
 import { decode } from "./session.js";
 
-const PREVIEWS = 3;
+const PREVIEWS = 2;
 const WORDS = { sending: "Sending…", queued: "Waiting for the device…", running: "Running", cancelling: "Cancelling…" };
 
 export class Editing {
@@ -53,8 +53,21 @@ export class Editing {
       previews: $("previews").checked ? PREVIEWS : 0,
       fresh: $("fresh").checked,
     };
-    const shared = { photo, prompt: edit.prompt, maskBits: mask.pack(), maskBox: mask.bounds(), bitmap: null, blob: null, url: null, usage: null, pending: true };
-    this.#places = Array.from({ length: edit.n }, (_, i) => ({ ...shared, seed: edit.seed === "" ? null : Number(edit.seed) + i }));
+    const shared = {
+      photo,
+      prompt: edit.prompt,
+      maskBits: mask.pack(),
+      maskBox: mask.bounds(),
+      bitmap: null,
+      blob: null,
+      url: null,
+      usage: null,
+      pending: true,
+    };
+    this.#places = Array.from({ length: edit.n }, (_, i) => ({
+      ...shared,
+      seed: edit.seed === "" ? null : Number(edit.seed) + i,
+    }));
     session.addResults(this.#places);
     session.show("result", this.#places[0]);
     try {
@@ -64,7 +77,7 @@ export class Editing {
       if (end === "cancelled") notice("Cancelled. Prompt and mask are as they were.", { kind: "done" });
     } catch (error) {
       problem("The edit did not work", error, error.status === 401 ? null : { label: "Run again", run: () => this.run() });
-      status("The edit did not work");
+      status("");
     } finally {
       await this.#decoding;
       this.#sweep();
@@ -159,7 +172,11 @@ export class Editing {
     $("stage").classList.toggle("busy", working);
     if (had) $(working ? "cancel" : "run").focus();
     if (working) {
-      status(runner.wanted > 1 && runner.state === "running" ? `Running: ${runner.done} of ${runner.wanted} done` : WORDS[runner.state]);
+      status(
+        runner.wanted > 1 && runner.state === "running"
+          ? `Running: ${runner.done} of ${runner.wanted} done`
+          : WORDS[runner.state],
+      );
       this.#tick();
     }
     this.stage.busy = working;
@@ -171,7 +188,8 @@ export class Editing {
     const bar = $("progress-bar");
     if (runner.done > 0 && runner.wanted > 1) Object.assign(bar, { max: runner.wanted, value: runner.done });
     else bar.removeAttribute("value");
-    const done = runner.state === "running" && runner.wanted > 1 ? `${runner.done} of ${runner.wanted} done` : WORDS[runner.state];
+    const done =
+      runner.state === "running" && runner.wanted > 1 ? `${runner.done} of ${runner.wanted} done` : WORDS[runner.state];
     $("progress-text").textContent = `${done} · ${((performance.now() - this.#began) / 1000).toFixed(1)} s`;
   }
 }

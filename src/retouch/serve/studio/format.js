@@ -18,6 +18,9 @@ export function seconds(value) {
   return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
 }
 
+/** How long ago, in whole units. */
+export const age = (value) => (value < 60 ? `${Math.max(0, Math.floor(value))} s` : seconds(value));
+
 /** A share of 1 as per cent: one decimal under 10 %. */
 export function percent(share) {
   if (!known(share)) return "–";

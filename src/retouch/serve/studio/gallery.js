@@ -42,7 +42,12 @@ export class Gallery {
   #tile(result) {
     const canvas = make("canvas", { width: THUMB, height: THUMB, "aria-hidden": "true" });
     const picture = make("span", { class: "thumb" }, canvas, make("span", { class: "spinner", "aria-hidden": "true" }));
-    const tile = make("button", { class: "tile", type: "button", role: "option", click: () => this.session.show("result", result) });
+    const tile = make("button", {
+      class: "tile",
+      type: "button",
+      role: "option",
+      click: () => this.session.show("result", result),
+    });
     tile.append(picture, make("span", { class: "tile-prompt" }), make("span", { class: "tile-facts" }));
     this.#fill(tile, result);
     return tile;
@@ -52,6 +57,7 @@ export class Gallery {
     const [, prompt, facts] = tile.children;
     const seed = result.seed === null ? "random seed" : `seed ${result.seed}`;
     tile.classList.toggle("pending", result.pending);
+    tile.classList.toggle("previewed", result.pending && result.bitmap !== null);
     tile.title = result.prompt;
     prompt.textContent = result.prompt;
     facts.textContent = result.pending ? "Working…" : [seed, brief(result.usage)].filter(Boolean).join("\n");

@@ -21,7 +21,8 @@ export class Gestures {
     surface.addEventListener("pointercancel", (event) => this.#up(event, true));
     surface.addEventListener("pointerleave", () => this.#hideCursor());
     surface.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    for (const type of ["keydown", "blur"]) surface.addEventListener(type, () => surface.classList.remove("by-pointer"));
+    surface.addEventListener("blur", () => surface.classList.remove("by-pointer"));
+    surface.addEventListener("keydown", (event) => event.key.startsWith("Arrow") && surface.classList.remove("by-pointer"));
     surface.addEventListener("contextmenu", (event) => event.preventDefault());
     this.session.addEventListener("photo", () => (this.#last = null));
     this.tools.addEventListener("change", () => this.#dress());
@@ -94,7 +95,7 @@ export class Gestures {
         this.stage.rectangle = between(this.#doing.from, this.#pixel(event), event.shiftKey);
         return this.stage.redraw();
       case "stroke":
-        for (const each of event.getCoalescedEvents?.() ?? [event]) this.#line(this.#last, this.#pixel(each));
+        for (const each of coalesced(event)) this.#line(this.#last ?? this.#pixel(each), this.#pixel(each));
     }
   }
 
@@ -184,6 +185,12 @@ export class Gestures {
     if (!["brush", "eraser"].includes(this.tools.tool)) this.stage.cursor = null;
     this.stage.redraw();
   }
+}
+
+/** The moves that the browser has put together in one event; some browsers list none. */
+function coalesced(event) {
+  const all = event.getCoalescedEvents?.() ?? [];
+  return all.length ? all : [event];
 }
 
 /** The rectangle with these corners, in whole pixels; a square where asked. */

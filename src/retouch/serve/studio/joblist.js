@@ -35,21 +35,22 @@ export class JobList {
   }
 
   #row(job) {
-    const cells = ["Status", "Prompt", "Variations", "Tokens", "Age"].map((label) => make("td", { "data-label": label }));
+    const cells = ["Status", "Prompt", "Variations", "Size", "Took", "Age"].map((label) => make("td", { "data-label": label }));
     const button = make("button", { type: "button", class: "small", click: () => this.#end(job.id) });
     return make("tr", {}, ...cells, make("td", { class: "act" }, button));
   }
 
   #fill(row, job) {
-    const [status, prompt, variations, tokens, age] = row.cells;
+    const [status, prompt, variations, size, took, age] = row.cells;
     const over = ["succeeded", "failed", "cancelled"].includes(job.status);
     set(status, WORDS[job.status] ?? job.status);
     status.className = `status status-${job.status}`;
     set(prompt, job.prompt || "–");
     prompt.title = job.error?.message ?? job.prompt ?? "";
     set(variations, `${job.done ?? 0} of ${job.n ?? 1}`);
-    set(tokens, format.count(job.tokens));
-    set(age, format.seconds(Math.max(1, Math.floor(Date.now() / 1000 - job.created_at))));
+    set(size, job.size?.replace("x", " × ") ?? "–");
+    set(took, format.seconds(job.seconds));
+    set(age, format.age(Date.now() / 1000 - job.created_at));
     const button = row.querySelector("button");
     set(button, over ? "Clear" : "Cancel");
     button.setAttribute("aria-label", `${over ? "Clear" : "Cancel"} “${job.prompt ?? job.id}”`);

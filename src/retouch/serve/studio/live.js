@@ -1,7 +1,7 @@
 /** The Live tab: the server's figures once a second, while somebody looks. */
 
 import { Series, sparkline } from "./chart.js";
-import { STAGES, bar, meter, total } from "./cost.js";
+import { bar, meter, stages, total } from "./cost.js";
 import { $, make } from "./dom.js";
 import * as format from "./format.js";
 import { JobList } from "./joblist.js";
@@ -15,7 +15,16 @@ export class Live {
   #timer = null;
   #abort = null;
   #history = [];
-  #series = { rate: new Series(), p50: new Series(), p95: new Series(), running: new Series(), waiting: new Series(), price: new Series(), step: new Series(), tokens: new Series() };
+  #series = {
+    rate: new Series(),
+    p50: new Series(),
+    p95: new Series(),
+    running: new Series(),
+    waiting: new Series(),
+    price: new Series(),
+    step: new Series(),
+    tokens: new Series(),
+  };
 
   /** @param {import("./api.js").Api} api */
   constructor(api) {
@@ -65,7 +74,9 @@ export class Live {
     this.#step(stats.step ?? {});
     this.#saved(stats);
     this.#caches(stats.caches ?? {});
-    $("live-server").textContent = [stats.model, stats.device, `up ${format.seconds(Math.floor(stats.uptime_seconds ?? 0))}`].filter(Boolean).join(" · ");
+    $("live-server").textContent = [stats.model, stats.device, `up ${format.age(stats.uptime_seconds ?? 0)}`]
+      .filter(Boolean)
+      .join(" · ");
   }
 
   /** Finished edits a second over the last ten: two answers of the server are enough to begin with. */
@@ -93,19 +104,55 @@ export class Live {
 
   #heads({ edits = {}, latency, queue = {}, dollars, dollars_per_million_edits: million, price_per_hour: hour }) {
     const { rate, p50, p95, running, waiting, price } = this.#series;
-    const ended = [["failed", edits.failed], ["cancelled", edits.cancelled], ["rejected", edits.rejected]].filter(([, value]) => value > 0);
-    figure("rate", format.rate(this.#rate()), [`${format.count(edits.succeeded)} done`, ...ended.map(([name, value]) => `${format.count(value)} ${name}`)].join(" · "), rate);
-    figure("latency", format.seconds(latency?.p50), latency ? `95 % within ${format.seconds(latency.p95)} · of ${format.count(latency.n)} edits` : "no edit finished yet", p50, p95);
-    figure("queue", format.count(queue.running), `${format.count(queue.waiting)} waiting · room for ${format.count(queue.limit)}`, running, waiting);
+    const ended = [
+      ["failed", edits.failed],
+      ["cancelled", edits.cancelled],
+      ["rejected", edits.rejected],
+    ].filter(([, value]) => value > 0);
+    figure(
+      "rate",
+      format.rate(this.#rate()),
+      [`${format.count(edits.succeeded)} done`, ...ended.map(([name, value]) => `${format.count(value)} ${name}`)].join(" · "),
+      rate,
+    );
+    figure(
+      "latency",
+      format.seconds(latency?.p50),
+      latency ? `95 % within ${format.seconds(latency.p95)} · of ${format.count(latency.n)} edits` : "no edit finished yet",
+      p50,
+      p95,
+    );
+    figure(
+      "queue",
+      format.count(queue.running),
+      `${format.count(queue.waiting)} waiting · room for ${format.count(queue.limit)}`,
+      running,
+      waiting,
+    );
     const priced = format.known(hour);
-    figure("cost", priced ? format.dollars(million) : "–", priced ? `${format.dollars(dollars)} in all · at ${format.dollars(hour)} an hour` : "this server has no price an hour", price);
+    figure(
+      "cost",
+      priced ? format.dollars(million) : "–",
+      priced ? `${format.dollars(dollars)} in all · at ${format.dollars(hour)} an hour` : "this server has no price an hour",
+      price,
+    );
   }
 
   #step({ seconds, tokens, edits, budget }) {
-    figure("step", format.seconds(seconds), format.known(edits) ? `${format.rate(edits)} edits share a step` : "no step yet", this.#series.step);
+    figure(
+      "step",
+      format.seconds(seconds),
+      format.known(edits) ? `${format.rate(edits)} edits share a step` : "no step yet",
+      this.#series.step,
+    );
     const used = format.known(tokens) && budget ? tokens / budget : 0;
     const text = `${format.count(tokens)} of ${format.count(budget)}`;
-    figure("tokens", format.count(tokens), format.known(budget) ? `of a budget of ${format.count(budget)}` : "", this.#series.tokens);
+    figure(
+      "tokens",
+      format.count(tokens),
+      format.known(budget) ? `of a budget of ${format.count(budget)}` : "",
+      this.#series.tokens,
+    );
     $("tokens-meter").replaceChildren(meter("Tokens a step of the budget", used, text));
   }
 
@@ -113,12 +160,13 @@ export class Live {
     const { computed = 0, whole = 0 } = tokens;
     const share = whole ? computed / whole : null;
     $("saved-share").textContent = share === null ? "–" : format.percent(1 - share);
-    const parts = [["Computed", share ?? 0, format.count(computed)], ["Saved", share === null ? 0 : 1 - share, format.count(whole - computed)]];
+    const parts = [
+      ["Computed", share ?? 0, format.count(computed), "step"],
+      ["Saved", share === null ? 0 : 1 - share, format.count(whole - computed), "saved"],
+    ];
     $("saved-bar").replaceChildren(bar("Tokens", parts));
     $("stage-total").textContent = format.seconds(total(seconds));
-    const all = total(seconds);
-    const names = Object.keys(STAGES).filter((name) => name in seconds);
-    $("stage-bar").replaceChildren(bar("Device seconds", names.map((name) => [STAGES[name], all ? seconds[name] / all : 0, format.seconds(seconds[name])])));
+    $("stage-bar").replaceChildren(stages(seconds));
   }
 
   #caches(caches) {
@@ -127,7 +175,9 @@ export class Live {
       const asked = hits + (cache.misses ?? 0) + (cache.joined ?? 0);
       const tiers = Object.keys(cache.hits ?? {}).filter((tier) => cache.hits[tier] > 0);
       const by = tiers.length > 1 ? ` (${tiers.map((tier) => `${tier} ${format.count(cache.hits[tier])}`).join(", ")})` : "";
-      const room = Object.entries(cache.bytes ?? {}).map(([tier, value]) => `${format.bytes(value)} of ${format.bytes(cache.budget?.[tier])}`);
+      const room = Object.entries(cache.bytes ?? {}).map(
+        ([tier, value]) => `${format.bytes(value)} of ${format.bytes(cache.budget?.[tier])}`,
+      );
       const cells = [
         ["Hits", format.count(hits) + by],
         ["Misses", format.count(cache.misses)],
@@ -135,7 +185,12 @@ export class Live {
         ["Held", room.join(", ") || "–"],
         ["Time saved", format.seconds(cache.saved_seconds)],
       ];
-      return make("tr", {}, make("th", { scope: "row" }, CACHES[name] ?? name), ...cells.map(([label, text]) => make("td", { "data-label": label }, text)));
+      return make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, CACHES[name] ?? name),
+        ...cells.map(([label, text]) => make("td", { "data-label": label }, text)),
+      );
     });
     $("cache-rows").replaceChildren(...rows);
   }

@@ -45,7 +45,12 @@ export class Mask extends EventTarget {
   /** A line with round ends from (ax, ay) to (bx, by), in pixels. A dot where both are the same. */
   line(ax, ay, bx, by, radius) {
     const stroke = this.#stroke;
-    const box = this.#clip(Math.min(ax, bx) - radius, Math.min(ay, by) - radius, Math.max(ax, bx) + radius, Math.max(ay, by) + radius);
+    const box = this.#clip(
+      Math.min(ax, bx) - radius,
+      Math.min(ay, by) - radius,
+      Math.max(ax, bx) + radius,
+      Math.max(ay, by) + radius,
+    );
     if (!stroke || !box) return;
     for (let y = box.y; y < box.y + box.height; y++) {
       const span = capsuleSpan(y + 0.5, ax, ay, bx, by, radius);
@@ -146,6 +151,7 @@ export class Mask extends EventTarget {
   }
 
   #edit(box, work) {
+    this.endStroke();
     const before = cut(this.data, this.width, box);
     for (const row of rows(this.data, this.width, box)) this.painted += change(row, work);
     this.#remember(box, before);
@@ -168,6 +174,7 @@ export class Mask extends EventTarget {
   }
 
   #swap(from, to) {
+    this.endStroke();
     const entry = from.pop();
     if (!entry) return;
     to.push({ box: entry.box, pixels: cut(this.data, this.width, entry.box) });
@@ -180,7 +187,7 @@ export class Mask extends EventTarget {
   }
 }
 
-/** Where row y crosses a thick line with round ends: the outermost of two discs and two side edges. It is convex, so one span. */
+/** Where row y crosses a thick line with round ends: the outermost of two discs and two side edges. Convex, so one span. */
 function capsuleSpan(y, ax, ay, bx, by, radius) {
   let left = Infinity;
   let right = -Infinity;
@@ -188,7 +195,10 @@ function capsuleSpan(y, ax, ay, bx, by, radius) {
     left = Math.min(left, from);
     right = Math.max(right, to);
   };
-  for (const [cx, cy] of [[ax, ay], [bx, by]]) {
+  for (const [cx, cy] of [
+    [ax, ay],
+    [bx, by],
+  ]) {
     const half = radius * radius - (y - cy) ** 2;
     if (half >= 0) reach(cx - Math.sqrt(half), cx + Math.sqrt(half));
   }
@@ -220,7 +230,9 @@ function sum(row) {
 }
 
 function rows(data, width, box) {
-  return Array.from({ length: box.height }, (_, i) => data.subarray((box.y + i) * width + box.x, (box.y + i) * width + box.x + box.width));
+  return Array.from({ length: box.height }, (_, i) =>
+    data.subarray((box.y + i) * width + box.x, (box.y + i) * width + box.x + box.width),
+  );
 }
 
 function cut(data, width, box) {

@@ -14,10 +14,25 @@ export function notice(text, { kind = "hint", title = "", detail = "", action = 
     box.remove();
     clearTimeout(timer);
   };
-  const words = make("div", { class: "notice-words" }, title ? make("strong", {}, title) : null, make("p", {}, text), detail ? make("p", { class: "quiet" }, detail) : null);
-  const act = action ? make("button", { type: "button", class: "small", click: () => (close(), action.run()) }, action.label) : null;
+  const words = make(
+    "div",
+    { class: "notice-words" },
+    title ? make("strong", {}, title) : null,
+    make("p", {}, text),
+    detail ? make("p", { class: "quiet" }, detail) : null,
+  );
+  const act = action
+    ? make("button", { type: "button", class: "small", click: () => (close(), action.run()) }, action.label)
+    : null;
   const dismiss = make("button", { type: "button", class: "bare", "aria-label": "Dismiss", click: close }, icon("close"));
-  const box = make("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" }, icon(kind === "problem" ? "problem" : "hint"), words, act, dismiss);
+  const box = make(
+    "div",
+    { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" },
+    icon(kind === "problem" ? "problem" : "hint"),
+    words,
+    act,
+    dismiss,
+  );
   for (const old of panel.querySelectorAll(kind === "problem" ? ".notice" : ".hint, .done")) old.remove();
   panel.append(box);
   const timer = kind === "problem" ? null : setTimeout(close, BRIEF_MS);
@@ -25,7 +40,11 @@ export function notice(text, { kind = "hint", title = "", detail = "", action = 
 
 /** What went wrong, in the server's words, with what they say about mending it. */
 export function problem(title, error, action = null) {
-  const facts = [error.code, error.param && `field ${error.param}`, error.retryAfter && `try again in ${error.retryAfter} s`].filter(Boolean);
+  const facts = [
+    error.code,
+    error.param && `field ${error.param}`,
+    error.retryAfter && `try again in ${error.retryAfter} s`,
+  ].filter(Boolean);
   notice(error.message, { kind: "problem", title, detail: facts.join(" · "), action });
 }
 

@@ -64,7 +64,16 @@ export class Overlay {
     fill.fillRect(0, 0, width, height);
     const rim = blank(this.#rim, width, height);
     const reach = RIM * ratio;
-    for (const [dx, dy] of [[-1, 0], [1, 0], [0, -1], [0, 1], [-0.7, -0.7], [0.7, -0.7], [-0.7, 0.7], [0.7, 0.7]]) {
+    for (const [dx, dy] of [
+      [-1, 0],
+      [1, 0],
+      [0, -1],
+      [0, 1],
+      [-0.7, -0.7],
+      [0.7, -0.7],
+      [-0.7, 0.7],
+      [0.7, 0.7],
+    ]) {
       this.#place(rim, view, ratio, dx * reach, dy * reach);
     }
     rim.globalCompositeOperation = "destination-out";
@@ -83,7 +92,13 @@ export class Overlay {
   #place(context, view, ratio, dx, dy) {
     context.imageSmoothingEnabled = view.scale < 1;
     const { width, height } = this.#mask;
-    context.drawImage(this.#pixels, view.x * ratio + dx, view.y * ratio + dy, width * view.scale * ratio, height * view.scale * ratio);
+    context.drawImage(
+      this.#pixels,
+      view.x * ratio + dx,
+      view.y * ratio + dy,
+      width * view.scale * ratio,
+      height * view.scale * ratio,
+    );
   }
 }
 

@@ -29,7 +29,8 @@ export class Runner extends EventTarget {
   }
 
   /**
-   * @param {{photo: object, mask: Blob, prompt: string, n: number, seed: string, steps: string, previews: number, fresh: boolean}} edit
+   * @param {{photo: import("./session.js").Photo, mask: Blob, prompt: string, n: number, seed: string, steps: string,
+   *          previews: number, fresh: boolean}} edit
    * @returns {Promise<"succeeded"|"cancelled">}
    */
   async run(edit) {
@@ -142,7 +143,10 @@ export class Runner extends EventTarget {
     return fresh;
   }
 
-  #tell(type, { index = 0, b64_json: encoded, output_format: format, seed = null, usage = null, partial_image_index: preview = null }) {
+  #tell(
+    type,
+    { index = 0, b64_json: encoded, output_format: format, seed = null, usage = null, partial_image_index: preview = null },
+  ) {
     const blob = fromBase64(encoded, `image/${format ?? "png"}`);
     if (type === "variation") this.done = Math.max(this.done, index + 1);
     this.dispatchEvent(new CustomEvent(type, { detail: { index, blob, seed, usage, preview } }));

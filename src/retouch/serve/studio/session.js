@@ -72,7 +72,11 @@ export class Session extends EventTarget {
   /** The server's id of a photo, uploading it where needed: once, whoever asks and how often. @returns {Promise<string>} */
   uploaded(photo) {
     if (photo.id) return Promise.resolve(photo.id);
-    if (!this.#uploads.has(photo)) this.#uploads.set(photo, this.#upload(photo).finally(() => this.#uploads.delete(photo)));
+    if (!this.#uploads.has(photo))
+      this.#uploads.set(
+        photo,
+        this.#upload(photo).finally(() => this.#uploads.delete(photo)),
+      );
     return this.#uploads.get(photo);
   }
 

@@ -10,7 +10,7 @@ export const setLetters = (on) => (on ? localStorage.removeItem(NAME) : localSto
 
 /**
  * @param {Record<string, () => void>} letters by key, as "b", "[", "shift+z"
- * @param {Record<string, () => unknown>} always by key, with "mod+" for Ctrl or Cmd; returning false leaves the key to the browser
+ * @param {Record<string, () => unknown>} always by key, with "mod+" for Ctrl or Cmd; false leaves it to the browser
  * @param {{active: () => boolean, space: (held: boolean) => void, overStage: () => boolean}} more
  */
 export function shortcuts(letters, always, { active, space, overStage }) {

@@ -91,11 +91,13 @@ export class Stage {
     if (!under) return;
     const seen = view.visible();
     const edge = seen.left + (seen.right - seen.left) * this.divider;
+    context.save();
     context.beginPath();
     context.rect(edge, seen.top, seen.right - edge, seen.bottom - seen.top);
     context.clip();
     context.clearRect(...place);
     context.drawImage(top, ...place);
+    context.restore();
   }
 
   #drawAbove(now) {
@@ -118,7 +120,10 @@ export class Stage {
     const { view } = this;
     const place = [view.x + x * view.scale, view.y + y * view.scale, width * view.scale, height * view.scale];
     context.lineWidth = 1.5;
-    for (const [colour, offset] of [["#000", 0], ["#fff", 5]]) {
+    for (const [colour, offset] of [
+      ["#000", 0],
+      ["#fff", 5],
+    ]) {
       context.strokeStyle = colour;
       context.setLineDash([5, 5]);
       context.lineDashOffset = offset;
@@ -131,7 +136,10 @@ export class Stage {
     const { view } = this;
     const at = [view.x + x * view.scale, view.y + y * view.scale];
     const reach = Math.max(radius * view.scale, 1.5);
-    for (const [colour, width] of [["rgb(0 0 0 / 70%)", 3], ["#fff", 1.25]]) {
+    for (const [colour, width] of [
+      ["rgb(0 0 0 / 70%)", 3],
+      ["#fff", 1.25],
+    ]) {
       context.strokeStyle = colour;
       context.lineWidth = width;
       context.beginPath();

@@ -50,7 +50,12 @@ export class Tools extends EventTarget {
     const fit = (value, least, most) => Math.min(most, Math.max(least, Math.round(Number(value) || 0)));
     const width = fit(box.width, 1, this.#photo.width);
     const height = fit(box.height, 1, this.#photo.height);
-    this.rectangle = { x: fit(box.x, 0, this.#photo.width - width), y: fit(box.y, 0, this.#photo.height - height), width, height };
+    this.rectangle = {
+      x: fit(box.x, 0, this.#photo.width - width),
+      y: fit(box.y, 0, this.#photo.height - height),
+      width,
+      height,
+    };
     this.#changed();
   }
 

@@ -44,7 +44,10 @@ export class View extends EventTarget {
   fit() {
     this.scale = Math.max(this.#fitScale(), 0.001);
     this.fitted = true;
-    this.#move((this.#room.width - this.#picture.width * this.scale) / 2, (this.#room.height - FOOT + this.#margin - this.#picture.height * this.scale) / 2);
+    this.#move(
+      (this.#room.width - this.#picture.width * this.scale) / 2,
+      (this.#room.height - FOOT + this.#margin - this.#picture.height * this.scale) / 2,
+    );
   }
 
   get #margin() {
