@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ def model_card(steps: int, parameters: dict[str, int], trained: dict[str, int], 
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in parameters.items())
     stages = ", ".join(f"{name} {count:,}" for name, count in trained.items())
     sides = sorted({side for size in SIZES for side in size})
-    begun = "" if start is None else f", from the weights of an earlier {start}"
+    begun = "" if start is None else f", from the weights of an earlier {Path(start).name}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     return f"""---
 license: apache-2.0

@@ -130,6 +130,8 @@ def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int],
     """The diffusers directory in bfloat16, and `retouch.json`, which says how it is run."""
     kept = {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     kept = {name: {k: v.detach().float().cpu().clone() for k, v in state.items()} for name, state in kept.items()}
+    parts["tokenizer"].backend_tokenizer.no_truncation()  # sample sheets have left it cutting at their last prompt's length
+    parts["tokenizer"].backend_tokenizer.no_padding()
     pipeline_of(parts).to("cpu", torch.bfloat16).save_pretrained(out)
     settings = {
         "steps": steps, "guidance": None, "out_layers": text.OUT_LAYERS, "max_sequence_length": text.MAX_LENGTH,
