@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import resource
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from retouch.cache.disk import HEADER, Disk
+from retouch.cache.disk import ABANDONED, HEADER, Disk
 from retouch.cache.store import Memory, Store
 
 
@@ -261,3 +265,271 @@ def test_many_threads_and_little_room(tmp_path: Path) -> None:
     assert files == store.counters.bytes["disk"]
     asked = sum(store.counters.hits.values()) + store.counters.misses + store.counters.joined
     assert asked == 8 * 300
+
+
+def blob(key: str, size: int = 20) -> Blob:
+    return Blob(key.encode() * (size // len(key)))
+
+
+def check(store: Store[Blob]) -> None:
+    """What the counters say is what the tiers hold, within their budgets, and nothing is on its way for ever."""
+    assert not store._moves
+    for index, tier in enumerate(store.tiers):
+        assert store.counters.bytes[tier.name] <= tier.budget
+        if isinstance(tier, Memory):
+            held = {key: value.bytes for key, value in tier._values.items()}
+        else:
+            assert isinstance(tier, Disk)
+            held = {str(path): path.stat().st_size for path in tier.folder.glob("*.cache")}
+            assert not list(tier.folder.glob("*.part"))
+        assert sum(held.values()) == store.counters.bytes[tier.name]
+        assert len(held) == sum(entry.tier == index for entry in store._entries.values())
+
+
+def test_what_was_brought_is_found_until_it_is_dropped(tmp_path: Path) -> None:
+    store = Store(memory(40), disk(tmp_path))
+    assert store.find("a") is None
+    store.put("a", blob("a"), 2.0)
+    store.put("a", blob("b"), 2.0)
+    assert store.find("a") == blob("a"), "one that is there already stays"
+    assert (store.counters.misses, store.counters.hits["device"], store.counters.saved_seconds) == (1, 1, 2.0)
+    for key in "bcd":
+        store.put(key, blob(key), 3.0)
+    assert [store.find(key) for key in "abcd"] == [blob(key) for key in "abcd"]
+    check(store)
+    assert [store.drop(key) for key in "aba"] == [True, True, False]
+    assert store.find("a") is None
+    assert len(store) == 2
+    check(store)
+
+
+def test_what_moves_between_tiers_is_found_all_the_time(tmp_path: Path) -> None:
+    """Askers of one key promote it while others push it out: nobody may miss it on its way."""
+    store, keys = Store(memory(40), memory(60, "host"), disk(tmp_path)), [f"{i:02}" for i in range(12)]
+    for key in keys:
+        store.put(key, blob(key), 1.0)
+
+    def ask(seed: int) -> int:
+        rng = random.Random(seed)
+        return sum(store.find(key) != blob(key) for key in rng.choices(keys, k=300))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(ask, range(8))) == 0
+    assert store.counters.misses == store.counters.lost == 0
+    check(store)
+
+
+def test_what_sinks_is_found_while_the_disk_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier, writing, go_on = disk(tmp_path), threading.Event(), threading.Event()
+    store, put = Store(memory(20), tier), tier.put
+
+    def slow(key: str, value: Blob, seconds: float) -> int | None:
+        writing.set()
+        assert go_on.wait(20)
+        return put(key, value, seconds)
+
+    monkeypatch.setattr(tier, "put", slow)
+    store.put("a", blob("a"), 1.0)
+    pusher = threading.Thread(target=store.put, args=("b", blob("b"), 2.0))
+    pusher.start()
+    assert writing.wait(20)
+    assert store.find("a") == blob("a")
+    assert store.get("a", lambda: pytest.fail("made again")) == (blob("a"), True)
+    assert store.drop("a")
+    assert store.find("a") is None
+    go_on.set()
+    pusher.join(20)
+    assert store.find("a") is None, "it was dropped while it sank"
+    check(store)
+
+
+def test_what_is_dropped_while_it_is_read_stays_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier, reading, go_on = disk(tmp_path), threading.Event(), threading.Event()
+    store, get = Store(memory(100), tier), tier.get
+    store.put("a", blob("a"), 1.0)
+    store.sink()
+
+    def slow(key: str) -> Blob | None:
+        value = get(key)
+        reading.set()
+        assert go_on.wait(20)
+        return value
+
+    monkeypatch.setattr(tier, "get", slow)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(store.find, "a")
+        assert reading.wait(20)
+        assert store.drop("a")
+        go_on.set()
+        assert found.result(20) == blob("a")
+    assert store.find("a") is None
+    check(store)
+
+
+def test_many_bring_one_value_at_once(tmp_path: Path) -> None:
+    store = Store(disk(tmp_path))
+    for turn in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(store.put, f"{turn}", blob("ab", 2000), 1.0) for _ in range(8)]:
+                done.result()
+        assert store.find(f"{turn}") == blob("ab", 2000)
+    assert len(store) == 20
+    check(store)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bytes_add_up_whatever_happens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Askers, bringers and droppers in eight threads, three tiers with little room, a disk that now and then fails."""
+    tier, flaky = disk(tmp_path, budget=900), random.Random(seed)
+    store, replace = Store(memory(60), memory(80, "host"), tier), os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if flaky.random() < 0.1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("retouch.cache.disk.os.replace", fail)
+
+    def work(number: int) -> None:
+        rng = random.Random(f"{seed}/{number}")
+        for _ in range(300):
+            key = f"{rng.randrange(25):02}"
+            size = 2 * (1 + int(key) % 12)
+            match rng.randrange(5):
+                case 0:
+                    store.put(key, blob(key, size), rng.random())
+                case 1:
+                    store.drop(key)
+                case 2:
+                    made(store, key, size)
+                case _:
+                    assert store.find(key) in (None, blob(key, size))
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(work, number) for number in range(8)]:
+            done.result()
+    check(store)
+    monkeypatch.undo()
+    store.sink()
+    check(store)
+    later = Store(memory(60), disk(tmp_path, budget=900))
+    assert later._entries.keys() == {key for key, entry in store._entries.items() if entry.tier == 2}
+    check(later)
+    store.clear()
+    check(store)
+
+
+def test_a_full_disk_keeps_what_it_can_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, write = Store(memory(40), disk(tmp_path)), Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[:7])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for key in "abcde":
+        store.put(key, blob(key), 1.0)
+    assert len(store) == 2
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+    check(store)
+    monkeypatch.undo()
+    for key in "fgh":
+        store.put(key, blob(key), 1.0)
+    assert len(store) == 5
+    check(store)
+
+
+def test_a_limit_on_the_size_of_files_is_no_reason_to_fail(tmp_path: Path) -> None:
+    store, limits = Store(disk(tmp_path, 1 << 30)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        store.put("large", blob("a", 2 << 20), 1.0)
+        store.put("small", blob("b", 1 << 19), 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert store.find("large") is None
+    assert store.find("small") == blob("b", 1 << 19)
+    check(store)
+
+
+@pytest.mark.parametrize("where", ["/proc/retouch", "/dev/null/retouch", "{tmp}/only-read"])
+def test_a_folder_that_cannot_be_written_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    folder = Path(where.format(tmp=tmp_path))
+    if "{tmp}" in where:  # root may write whatever the mode says
+        folder.mkdir(mode=0o500)
+
+        def refuse(path: Path, data: bytes) -> int:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+    store = Store(memory(20), disk(folder))
+    for key in "abc":
+        assert not made(store, key, 20)
+    assert len(store) == 1, "memory goes on"
+    store.sink()
+    assert len(store) == 0
+    assert len(caplog.records) == 1
+    assert not store.drop("a")
+
+
+def test_a_file_larger_than_the_disk_may_be_pushes_nothing_out(tmp_path: Path) -> None:
+    store = Store(disk(tmp_path, budget=200))
+    store.put("a", blob("a", 20), 1.0)
+    store.put("b", blob("b", 190), 1.0)
+    assert "a" in store, "190 bytes are within the budget, but not the file that holds them"
+    assert "b" not in store
+    check(store)
+
+
+def test_a_value_that_cannot_be_written_down_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def dump(value: Blob) -> bytes:
+        raise RuntimeError("the device is gone")
+
+    store = Store(Disk(tmp_path, 1000, dump, Blob))
+    assert not made(store, "a")
+    assert "the device is gone" in caplog.text
+    check(store)
+
+
+def test_a_tier_without_room_for_a_move_loses_the_value_only(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(value: Blob) -> Blob:
+        raise MemoryError("no pinned memory")
+
+    store = Store(memory(20), Memory("host", 100, fail))
+    for seconds, key in enumerate("abc", 1):
+        store.put(key, blob(key), float(seconds))
+    assert [store.find(key) for key in "abc"] == [None, None, blob("c")]
+    assert "no pinned memory" in caplog.text
+    check(store)
+
+
+def test_a_restart_after_a_crash_sorts_out_what_lies_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(disk(tmp_path))
+    for key in "abcd":
+        store.put(key, blob(key, 100), 1.0)
+    files = {key: store.tiers[0]._path(key) for key in "abcd"}  # type: ignore[attr-defined]
+    files["a"].write_bytes(files["a"].read_bytes()[:-30])
+    files["b"].write_bytes(files["b"].read_bytes()[:10])
+    files["c"].write_bytes(files["d"].read_bytes())
+    old, young = tmp_path / "x.17.part", tmp_path / "y.18.part"
+    for part in (old, young):
+        part.write_bytes(b"half")
+    past = time.time() - ABANDONED - 1
+    os.utime(old, (past, past))
+    later = Store(memory(1000), disk(tmp_path))
+    assert not old.exists(), "nobody is going to finish it"
+    assert young.exists(), "another process may be at it"
+    young.unlink()
+    assert sorted(later._entries) == ["a", "d"]
+    assert [later.find(key) for key in "abcd"] == [None, None, None, blob("d", 100)]
+    assert later.counters.lost == 1
+    assert "damaged" in caplog.text
+    for key in "abc":
+        later.put(key, blob(key, 100), 1.0)
+    later.sink()
+    assert [Store(disk(tmp_path)).find(key) for key in "abcd"] == [blob(key, 100) for key in "abcd"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from concurrent.futures import CancelledError
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +16,29 @@ import numpy as np
 import pytest
 
 from retouch.edit import DeadlineTooSoon, Edit, InvalidPrompt, QueueFull, Usage
-from retouch.engine.engine import Engine
-from retouch.engine.scheduler import Priority
+from retouch.engine.engine import AHEAD, Engine, Submitted
+from retouch.engine.scheduler import FairShare, Priority
 from retouch.models.base import Frame
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
 
 
 class Model:
-    """Counts instead of computing: a job is done after its steps, and the answer shows the seed."""
+    """Counts instead of computing: a job is done after its steps, and the answer shows the seed inside the mask.
+
+    `on` are calls that are made before a stage: of encode, preview and finish with the seed, of step with all seeds.
+    """
 
     def __init__(self) -> None:
         self.packed: list[list[int]] = []
         self.encoded: list[str] = []
+        self.on: dict[str, Callable[[Any], object]] = {}
+
+    def _call(self, stage: str, what: Any) -> None:
+        if call := self.on.get(stage):
+            call(what)
+
+    approximate = ()
 
     def frame(self, edit: Edit) -> Frame:
         return Frame((0, 0, 16, 16), 1.0, edit.image, (), f"{edit.tenant}/{edit.image[0, 0, 0]}")
@@ -48,16 +62,30 @@ class Model:
         return SimpleNamespace(bytes=1, embedded=[0] * 4)
 
     def start(self, edit: Edit, frame: Frame, document: Any, prompt: Any, negative: Any) -> Any:
-        return SimpleNamespace(edit=edit, prompt=prompt, cells=[0] * 100, steps=edit.steps or 4, usage=Usage())
+        self._call("encode", edit.seed)
+        return SimpleNamespace(edit=edit, prompt=prompt, cells=[0] * 100, steps=edit.steps or 4, step=0, usage=Usage())
 
     def step(self, jobs: list[Any]) -> None:
+        self._call("step", [job.edit.seed for job in jobs])
         self.packed.append([job.edit.seed for job in jobs])
+        for job in jobs:
+            job.step += 1
 
     def synchronize(self) -> None:
         pass
 
+    def apart(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def preview(self, job: Any) -> np.ndarray:
+        self._call("preview", job.edit.seed)
+        return np.full_like(IMAGE, job.step)
+
     def finish(self, job: Any) -> np.ndarray:
-        return np.full_like(IMAGE, job.edit.seed)
+        self._call("finish", job.edit.seed)
+        image = job.edit.image.copy()
+        image[... if job.edit.mask is None else job.edit.mask] = job.edit.seed % 256
+        return image
 
 
 def edit(seed: int, **more: Any) -> Edit:
@@ -193,3 +221,365 @@ def test_many_threads_submit_and_one_serves(model: Model) -> None:
     server.join(20)
     assert sorted(answers) == list(range(50))
     assert model.encoded == ["/0"], "one document, encoded once"
+
+
+BESIDE = pytest.mark.parametrize("beside", [0, 1, 2])
+
+
+@pytest.fixture
+def made() -> Iterator[Callable[..., Engine]]:
+    """Makes engines and closes them."""
+    engines: list[Engine] = []
+
+    def make(model: Model, *options: Any, **more: Any) -> Engine:
+        engines.append(Engine(model, *options, **more))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def settled(engine: Engine) -> None:
+    """Wait until nothing runs beside the loop."""
+    wait([one.side for one in engine._submitted if one.side is not None], 20)
+
+
+def outcome(answer: Future[Any]) -> str:
+    """What came out, once it has: a seed, or the name of the error."""
+    try:
+        return str(answer.result(20).seed)
+    except CancelledError:
+        return "cancelled"
+    except Exception as error:
+        return type(error).__name__
+
+
+@BESIDE
+def test_answers_are_the_same_beside_the_loop(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    edits = [edit(seed, steps=1 + seed % 5, prompt=f"p{seed % 3}", tenant=f"t{seed % 2}") for seed in range(30)]
+    answers = made(model, tokens=350, beside=beside).edit(edits)
+    assert [answer.seed for answer in answers] == list(range(30))
+    assert all((answer.image == answer.seed).all() for answer in answers)
+    assert Counter(seed for step in model.packed for seed in step) == {e.seed: e.steps for e in edits}
+    assert max(len(step) for step in model.packed) <= 3
+
+
+@BESIDE
+@pytest.mark.parametrize("seed", range(3))
+def test_every_edit_has_one_answer_whatever_happens(model: Model, made: Callable[..., Engine], beside: int, seed: int) -> None:
+    """Threads submit and cancel at random; edits fail in every stage; deadlines pass; the policy hears of new tenants."""
+    dice = random.Random(seed)
+    broken = {stage: set(dice.sample(range(100), 4)) for stage in ("encode", "preview", "finish")}
+
+    def fails(stage: str) -> Callable[[int], None]:
+        def call(number: int) -> None:
+            if number in broken[stage]:
+                raise ValueError(stage)
+
+        return call
+
+    model.on = {stage: fails(stage) for stage in broken}
+    engine, stop = made(model, FairShare(), tokens=300, queue=40, beside=beside), threading.Event()
+    taken: list[Submitted] = []
+    answered: Counter[int] = Counter()
+    refused: Counter[str] = Counter()
+    late: list[int] = []
+
+    def serve() -> None:
+        while not stop.is_set():
+            if not engine.tick():
+                engine.wait(0.01)
+
+    def ask(first: int) -> None:
+        own = random.Random(f"{seed}/{first}")
+        for number in range(first, first + 25):
+            deadline = own.choice([None, None, 1e-4, 0.01, 5.0])
+            more = {"tenant": f"t{own.randrange(12)}", "steps": own.randint(1, 4), "deadline": deadline}
+            asked = edit(number, prompt=own.choice(["a", "b", "too long"]), **more)
+            answer: Future[Any] = Future()
+            answer.add_done_callback(lambda _, number=number: answered.update([number]))
+
+            def watch(step: int, image: Any, number: int = number, answer: Future[Any] = answer) -> None:
+                if answer.done() and not answer.cancelled() and answer.exception() is None:
+                    late.append(number)
+
+            try:
+                taken.append(engine.submit(asked, watch, own.randrange(3), answer))
+            except (QueueFull, DeadlineTooSoon) as error:
+                refused.update([type(error).__name__])
+                continue
+            if own.random() < 0.3:
+                own.choice(taken).answer.cancel()
+
+    threads = [threading.Thread(target=ask, args=(25 * i,)) for i in range(4)]
+    server = threading.Thread(target=serve)
+    for thread in (server, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    ends = [(outcome(one.answer), str(one.edit.seed)) for one in taken]
+    outcomes = Counter("right" if end == right else end for end, right in ends)
+    stop.set()
+    server.join(20)
+    assert set(outcomes) <= {"right", "cancelled", "DeadlinePassed", "InvalidPrompt", "ValueError"}, outcomes
+    assert outcomes["right"] >= 5
+    assert sum(outcomes.values()) + sum(refused.values()) == 100
+    assert set(answered.values()) == {1}
+    assert len(answered) == len(taken)
+    assert not late
+    settled(engine)
+    assert all(one.side.exception() is None for one in taken if one.side is not None)
+    assert engine.stats()["queue"]["waiting"] == engine.stats()["queue"]["running"] == 0
+
+
+@BESIDE
+def test_encoding_is_only_some_steps_ahead(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine = made(model, tokens=200, beside=beside)
+    edits = [engine.submit(replace(edit(seed, steps=50), tenant=f"t{seed}")) for seed in range(12)]
+    for _ in range(8):
+        engine.tick()
+        settled(engine)
+    ahead = 2 if beside == 0 else 2 * AHEAD
+    assert len(model.encoded) == ahead
+    assert [one.job is not None for one in edits] == [True] * ahead + [False] * (12 - ahead)
+    edits[0].answer.cancel()
+    engine.tick()
+    settled(engine)
+    assert len(model.encoded) == ahead + 1
+
+
+@BESIDE
+@pytest.mark.parametrize("stage", ["encode", "preview", "finish"])
+def test_what_fails_for_an_edit_fails_for_it_alone(model: Model, made: Callable[..., Engine], beside: int, stage: str) -> None:
+    def fail(seed: int) -> None:
+        if seed == 1:
+            raise RuntimeError(stage)
+
+    model.on[stage] = fail
+    engine = made(model, tokens=1000, beside=beside)
+    edits = [engine.submit(edit(seed), lambda step, image: None, 1) for seed in range(3)]
+    run(engine)
+    assert [outcome(one.answer) for one in edits] == ["0", "RuntimeError", "2"]
+
+
+@BESIDE
+def test_a_step_that_fails_fails_for_those_in_it(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    def fail(seeds: list[int]) -> None:
+        if 1 in seeds:
+            raise RuntimeError("out of memory")
+
+    model.on["step"] = fail
+    engine = made(model, tokens=200, beside=beside)
+    edits = [engine.submit(edit(seed)) for seed in range(4)]
+    while not all(one.job for one in edits[:2]):  # so that the first two are in one step
+        engine._encode(edits[:2])
+        settled(engine)
+    run(engine)
+    assert [outcome(one.answer) for one in edits] == ["RuntimeError", "RuntimeError", "2", "3"]
+    assert len(engine._recent) == len(model.packed), "a step that failed says nothing of how long one takes"
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_thread_that_cannot_work_answers_for_its_edit(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    def broken() -> AbstractContextManager[None]:
+        raise RuntimeError("no stream")
+
+    engine = made(model, tokens=100, beside=beside)
+    model.apart = broken  # type: ignore[method-assign]
+    one = engine.submit(edit(0))
+    run(engine)
+    assert outcome(one.answer) == "RuntimeError"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("retouch.engine.engine.time.monotonic", lambda: now[0])
+    return now
+
+
+@BESIDE
+def test_a_deadline_may_pass_while_waiting(model: Model, made: Callable[..., Engine], beside: int, clock: list[float]) -> None:
+    engine = made(model, tokens=100, beside=beside)
+    first, late, last = engine.submit(edit(0, steps=3)), engine.submit(edit(1, deadline=5.0)), engine.submit(edit(2))
+    engine.tick()
+    settled(engine)
+    clock[0] += 5.1
+    engine.tick()
+    assert outcome(late.answer) == "DeadlinePassed"
+    run(engine)
+    assert [outcome(one.answer) for one in (first, last)] == ["0", "2"]
+    assert all(1 not in step for step in model.packed)
+
+
+@BESIDE
+def test_a_deadline_may_pass_while_encoding(model: Model, made: Callable[..., Engine], beside: int, clock: list[float]) -> None:
+    def slow(seed: int) -> None:
+        clock[0] += 10 * (seed == 1)
+
+    model.on["encode"] = slow
+    heard: list[int] = []
+    engine = made(model, tokens=200, beside=beside)
+    late, other = engine.submit(edit(1, deadline=5.0), lambda step, image: heard.append(step)), engine.submit(edit(2))
+    run(engine)
+    assert outcome(late.answer) == "DeadlinePassed"
+    assert outcome(other.answer) == "2"
+    if beside == 0:
+        assert all(1 not in step for step in model.packed), "nothing is computed that comes too late"
+
+
+@BESIDE
+@pytest.mark.parametrize(
+    ("steps", "previews", "due"), [(4, 1, [2]), (4, 2, [1, 3]), (4, 3, [1, 2, 3]), (8, 3, [2, 4, 6]), (2, 3, [1]), (1, 2, [])]
+)
+def test_previews_come_at_their_steps(
+    model: Model, made: Callable[..., Engine], beside: int, steps: int, previews: int, due: list[int]
+) -> None:
+    engine, heard = made(model, tokens=1000, beside=beside), []
+
+    def watch(step: int, image: np.ndarray | None) -> None:
+        heard.append((step, None if image is None else int(image[0, 0, 0])))
+
+    one = engine.submit(edit(0, steps=steps), watch, previews)
+    unwatched = engine.submit(edit(1, steps=steps), None, previews)
+    run(engine)
+    assert heard == [(0, None)] + [(step, step) for step in due]
+    assert outcome(one.answer) == "0"
+    assert outcome(unwatched.answer) == "1"
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_slow_preview_shows_its_own_step_and_comes_before_the_answer(
+    model: Model, made: Callable[..., Engine], beside: int
+) -> None:
+    engine, stepped, heard = made(model, tokens=1000, beside=beside), threading.Event(), []
+    model.on["preview"] = lambda seed: stepped.wait(20)
+    one = engine.submit(edit(0), lambda step, image: heard.append((step, one.answer.done(), image is not None)), 3)
+    while len(model.packed) < 4:
+        engine.tick()
+    assert not one.answer.done(), "its previews are still being made"
+    stepped.set()
+    run(engine)
+    assert heard == [(0, False, False), (1, False, True), (2, False, True), (3, False, True)]
+    assert set(one.answer.result(0).usage.seconds) >= {"document", "prompt", "step", "preview", "finish"}
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_no_preview_after_a_cancellation(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine, begun, gone, heard = made(model, tokens=1000, beside=beside), threading.Event(), threading.Event(), []
+    model.on["preview"] = lambda seed: (begun.set(), gone.wait(20))
+    one = engine.submit(edit(0, steps=50), lambda step, image: heard.append(step), 49)
+    while not begun.is_set():
+        engine.tick()
+    assert one.answer.cancel()
+    gone.set()
+    run(engine)
+    settled(engine)
+    assert heard == [0]
+
+
+def masked(seed: int = 3, **more: Any) -> Edit:
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 4:12] = True
+    return edit(seed, **{"mask": mask, **more})
+
+
+def touched(y: int, x: int) -> np.ndarray:
+    image = IMAGE.copy()
+    image[y, x] = 9
+    return image
+
+
+@BESIDE
+def test_the_very_same_edit_is_answered_from_what_was_finished(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine = made(model, tokens=1000, beside=beside)
+    (first,) = engine.edit([masked()])
+    first.usage.dollars = 5.0
+    computed = len(model.packed), len(model.encoded)
+    heard: list[int] = []
+    again = engine.submit(masked(priority=3, deadline=9.0), lambda step, image: heard.append(step), 2).answer.result(0)
+    assert (again.image == first.image).all()
+    assert again.image is not first.image
+    assert again.seed == first.seed
+    assert again.usage.cache_hits == ("result",)
+    assert (again.usage.tokens_computed, again.usage.seconds) == (0, {})
+    assert again.usage.dollars != 5.0, "what became of the first one's books is its own affair"
+    assert (len(model.packed), len(model.encoded)) == computed
+    assert not heard
+    again.image[:] = 77
+    (third,) = engine.edit([masked()])
+    assert (third.image == first.image).all(), "what is answered is nobody else's picture"
+
+
+@BESIDE
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 4}, {"prompt": "a dog"}, {"tenant": "b"}, {"steps": 3}, {"guidance": 2.0}, {"mask": None},
+        {"mask": np.eye(16, dtype=bool)}, {"image": touched(0, 0)}, {"image": touched(5, 5)},
+        {"image": np.zeros((16, 16, 4), np.uint8)}, {"reuse": False},
+    ],
+    ids=lambda other: next(iter(other)),
+)  # fmt: skip
+def test_another_edit_is_computed(model: Model, made: Callable[..., Engine], beside: int, other: dict[str, Any]) -> None:
+    engine = made(model, tokens=1000, beside=beside)
+    engine.edit([masked()])
+    steps = len(model.packed)
+    (answer,) = engine.edit([replace(masked(), **other)])
+    assert len(model.packed) > steps
+    assert "result" not in answer.usage.cache_hits
+
+
+@BESIDE
+def test_without_reuse_nothing_is_read_or_written(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine = made(model, tokens=1000, beside=beside)
+    engine.edit([masked(reuse=False)])
+    assert len(engine.results) == 0
+    engine.edit([masked()])
+    assert len(model.packed) == 8
+    engine.edit([masked(reuse=False)])
+    assert len(model.packed) == 12
+    assert sum(engine.results.counters.hits.values()) == 0
+
+
+def test_a_full_queue_says_when_to_come_again(model: Model) -> None:
+    engine = Engine(model, tokens=100, queue=3)
+    for tokens in (100, 200):
+        engine.clock.observe(tokens, tokens / 100)
+    for seed in range(3):
+        engine.submit(edit(seed, steps=40))
+    with pytest.raises(QueueFull, match="3 edits wait") as refused:
+        engine.submit(edit(3))
+    assert refused.value.retry_after == pytest.approx(3 * 40 / 4, rel=0.01)
+    idle = Engine(model, tokens=100, queue=0)
+    with pytest.raises(QueueFull) as refused:
+        idle.submit(edit(0))
+    assert refused.value.retry_after == 1.0
+
+
+@BESIDE
+def test_shares_stay_fair(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine = made(model, FairShare(), tokens=100, beside=beside)
+    for seed in range(12):
+        engine.submit(edit(seed, tenant="many"))
+    for _ in range(3):
+        engine.tick()
+        settled(engine)
+    few = [engine.submit(edit(100 + seed, tenant="few")) for seed in range(3)]
+    before = len(model.packed)
+    while not all(one.answer.done() for one in few):
+        engine.tick()
+        settled(engine)
+    served = Counter(seed >= 100 for step in model.packed[before:] for seed in step)
+    assert served[True] == 3 * 4
+    assert served[False] <= served[True] + 2, "the tenant with a few edits had half of the steps"
+
+
+@BESIDE
+def test_closing_answers_everybody(model: Model, beside: int) -> None:
+    engine = Engine(model, tokens=100, beside=beside)
+    edits = [engine.submit(edit(seed)) for seed in range(4)]
+    engine.tick()
+    engine.close()
+    assert {outcome(one.answer) for one in edits} == {"WorkerLost"}

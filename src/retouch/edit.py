@@ -192,5 +192,9 @@ def _check_prompt(prompt: str) -> None:
         raise InvalidPrompt(f"the prompt is {type(prompt).__name__}; give text.")
     if not prompt.strip():
         raise InvalidPrompt('the prompt is empty; say what to draw, such as "a red apple" or "remove the object".')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPrompt(f"the prompt is no text at character {error.start + 1}; send valid Unicode.") from error
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InvalidPrompt(f"the prompt has {len(prompt):,} characters; give at most {MAX_PROMPT_CHARACTERS:,}.")

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +22,13 @@ MAGIC = b"RETOUCH1"
 HEADER = struct.Struct(f"<{len(MAGIC)}s16sdHQ")
 """Magic, digest of all that follows it, recompute seconds, length of the key, length of the payload; then key and payload."""
 
+ABANDONED = 3600.0
+"""Seconds after which a file that was not written to its end is taken for a dead process' and removed."""
+
 
 class Disk(Generic[V]):
     """`dump` and `load` turn a value into bytes and back. A damaged file is a miss and is removed; a disk that is full or
-    read-only is said once, and then nothing more is kept.
+    read-only is said once, until it can be written again.
     """
 
     def __init__(self, folder: Path, budget: int, dump: Callable[[V], bytes], load: Callable[[bytes], V]) -> None:
@@ -33,20 +37,22 @@ class Disk(Generic[V]):
         self._failed = False
 
     def put(self, key: str, value: V, seconds: float) -> int | None:
-        path, payload, name = self._path(key), self._dump(value), key.encode()
-        body = struct.pack("<dHQ", seconds, len(name), len(payload)) + name + payload
+        path, name = self._path(key), key.encode()
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
+            payload = self._dump(value)
+            body = struct.pack("<dHQ", seconds, len(name), len(payload)) + name + payload
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(MAGIC + _digest(body) + body)
             os.replace(part, path)
-        except OSError as error:
+        except Exception as error:  # of the disk, or of a device that does not give the value
             if not self._failed:
-                log.warning("nothing more is kept in %s: %s", self.folder, error)
+                log.warning("nothing can be kept in %s: %s", self.folder, error)
             self._failed = True
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             return None
+        self._failed = False
         return len(MAGIC) + 16 + len(body)
 
     def get(self, key: str) -> V | None:
@@ -73,8 +79,7 @@ class Disk(Generic[V]):
     def found(self) -> Sequence[tuple[str, int, float]]:
         """What an earlier process left, oldest first. Headers are read here, payloads when they are asked for."""
         entries = []
-        paths = sorted(self.folder.glob("*.cache"), key=lambda p: p.stat().st_mtime) if self.folder.is_dir() else []
-        for path in paths:
+        for path, _ in sorted(self._files("*.cache"), key=lambda pair: pair[1]):
             try:
                 with path.open("rb") as file:
                     magic, _, seconds, length, _ = HEADER.unpack(file.read(HEADER.size))
@@ -84,7 +89,19 @@ class Disk(Generic[V]):
                 entries.append((key, path.stat().st_size, seconds))
             except (OSError, ValueError, struct.error) as error:
                 log.warning("%s is no cache file and is left alone: %s", path, error)
+        for path, written in self._files("*.part"):
+            if time.time() - written > ABANDONED:
+                with suppress(OSError):
+                    path.unlink()
         return entries
+
+    def _files(self, pattern: str) -> list[tuple[Path, float]]:
+        """With the times they were written at. Another process may remove some in the meantime."""
+        found = []
+        for path in self.folder.glob(pattern):
+            with suppress(OSError):
+                found.append((path, path.stat().st_mtime))
+        return found
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.cache"

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
 
 
 class Sized(Protocol):
@@ -98,10 +102,25 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Level:
-    """The order in which a tier lets go: a heap of (worth, turn, key), in which outdated lines are skipped."""
+    """The order in which a tier lets go: a heap of (worth, turn, key), in which outdated lines are skipped.
+
+    `entering` is held while a value is written here, until it counts as being here.
+    """
 
     heap: list[tuple[float, int, str]] = field(default_factory=list)
     age: float = 0.0
+    entering: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move(Generic[V]):
+    """A value on its way into the first tier from `first` on that may hold it. Until it is there, it is found here."""
+
+    key: str
+    value: V
+    seconds: float
+    uses: int = 1
+    first: int = 0
 
 
 class Store(Generic[V]):
@@ -115,6 +134,7 @@ class Store(Generic[V]):
         self.counters = Counters(hits, held, evicted)
         self._entries: dict[str, _Entry] = {}
         self._levels = [_Level() for _ in tiers]
+        self._moves: dict[str, _Move[V]] = {}
         self._flights: dict[str, Future[V]] = {}
         self._lock = threading.Lock()
         self._turn = itertools.count()
@@ -157,39 +177,52 @@ class Store(Generic[V]):
     def put(self, key: str, value: V, seconds: float) -> None:
         """Keep a value that took `seconds` to make; one that is there already stays."""
         with self._lock:
-            if key in self._entries:
+            if key in self._entries or key in self._moves:
                 return
-        self._keep(key, value, seconds, uses=1)
+            move = self._depart(_Move(key, value, seconds))
+        self._keep(move)
 
     def drop(self, key: str) -> bool:
         """Forget `key`; whether it was there."""
         with self._lock:
-            known = key in self._entries
+            known = key in self._entries or self._moves.pop(key, None) is not None
             self._leave(key)
         return known
 
     def _held(self, key: str) -> V | None:
-        """What is slow (disk) holds no lock."""
-        with self._lock:
-            entry = self._entries.get(key)
-        if entry is None:
-            return None
-        tier = self.tiers[entry.tier]
-        value = tier.get(key)
-        with self._lock:
-            if value is not None:
-                self.counters.hits[tier.name] += 1
-                self.counters.saved_seconds += entry.seconds
+        """What is slow (disk) holds no lock; a value that is moved meanwhile is looked for again."""
+        while True:
+            with self._lock:
+                move, entry = self._moves.get(key), self._entries.get(key)
+                if move is not None:
+                    self._count_hit(max(0, move.first - 1), move.seconds)
+                    return move.value
+            if entry is None:
+                return None
+            value = self.tiers[entry.tier].get(key)
+            with self._lock:
+                still = self._entries.get(key) is entry
+                if value is None and not still:
+                    continue
+                if value is None:
+                    self.counters.lost += 1
+                    self._leave(key)
+                    return None
+                self._count_hit(entry.tier, entry.seconds)
+                if not still:
+                    return value
                 entry.uses += 1
-                if entry.tier == 0 and self._entries.get(key) is entry:
+                if entry.tier == 0:
                     self._rank(key, entry)
-            else:
-                self.counters.lost += 1
-            if (value is None or entry.tier) and self._entries.get(key) is entry:
+                    return value
                 self._leave(key)
-        if value is not None and entry.tier:
-            self._keep(key, value, entry.seconds, entry.uses)
-        return value
+                move = self._depart(_Move(key, value, entry.seconds, entry.uses))
+            self._keep(move)
+            return value
+
+    def _count_hit(self, index: int, seconds: float) -> None:
+        self.counters.hits[self.tiers[index].name] += 1
+        self.counters.saved_seconds += seconds
 
     def _look_up(self, key: str, make: Callable[[], V]) -> tuple[V, bool]:
         """Runs for one asker of a key at a time; making holds no lock."""
@@ -201,31 +234,53 @@ class Store(Generic[V]):
         seconds = time.perf_counter() - started
         with self._lock:
             self.counters.misses += 1
-        self._keep(key, value, seconds, uses=1)
+        self.put(key, value, seconds)
         return value, False
 
     def _land(self, key: str) -> None:
         with self._lock:
             del self._flights[key]
 
-    def _keep(self, key: str, value: V, seconds: float, uses: int, first: int = 0) -> None:
-        """Into the first tier from `first` on that may hold it; what must go for it sinks further down."""
-        sinking = [(key, value, seconds, uses, first)]
-        while sinking:
-            key, value, seconds, uses, first = sinking.pop()
-            for index in range(first, len(self.tiers)):
-                tier = self.tiers[index]
-                size = tier.put(key, value, seconds) if value.bytes <= tier.budget else None
+    def _depart(self, move: _Move[V]) -> _Move[V]:
+        self._moves[move.key] = move
+        return move
+
+    def _keep(self, move: _Move[V]) -> None:
+        """To its tier; what must go for it sinks further down."""
+        moving = [move]
+        while moving:
+            move = moving.pop()
+            for index in range(move.first, len(self.tiers)):
+                sunk = self._settle(move, index)
+                if sunk is not None:
+                    moving += sunk
+                    break
+            with self._lock:
+                if self._moves.get(move.key) is move:  # no tier took it
+                    del self._moves[move.key]
+
+    def _settle(self, move: _Move[V], index: int) -> list[_Move[V]] | None:
+        """Into one tier: returns what sinks from it, or None where the value could not be kept here."""
+        tier, key = self.tiers[index], move.key
+        if move.value.bytes > tier.budget:
+            return None
+        with self._levels[index].entering:
+            if self._moves.get(key) is not move:  # dropped on its way
+                return []
+            try:
+                size = tier.put(key, move.value, move.seconds)
+            except Exception as error:
+                log.warning("a value could not be kept in the tier %s: %s", tier.name, error)
+                size = None
+            with self._lock:
                 if size is None:
-                    continue
-                with self._lock:
-                    newer = self._entries.get(key)
-                    if newer is None:
-                        self._enter(key, index, size, seconds, uses)
-                        sinking += self._overflow(index)
-                    elif newer.tier != index:  # made again while it sank
-                        tier.drop(key)
-                break
+                    return None
+                if self._moves.get(key) is not move or size > tier.budget:
+                    tier.drop(key)
+                    return None if size > tier.budget else []
+                del self._moves[key]
+                self._enter(key, index, size, move.seconds, move.uses)
+                return self._overflow(index)
 
     def _enter(self, key: str, index: int, size: int, seconds: float, uses: int) -> None:
         self._entries[key] = entry = _Entry(index, size, seconds, uses)
@@ -246,7 +301,7 @@ class Store(Generic[V]):
             self.counters.bytes[self.tiers[entry.tier].name] -= entry.bytes
             self.tiers[entry.tier].drop(key)
 
-    def _overflow(self, index: int) -> list[tuple[str, V, float, int, int]]:
+    def _overflow(self, index: int) -> list[_Move[V]]:
         """Takes out of a tier what is worth least, until it is within its budget; returns what the next one may keep."""
         tier, level, out = self.tiers[index], self._levels[index], []
         while self.counters.bytes[tier.name] > tier.budget and level.heap:
@@ -256,10 +311,13 @@ class Store(Generic[V]):
                 continue
             level.age = worth
             self.counters.evicted[tier.name] += 1
-            value = tier.get(key) if index + 1 < len(self.tiers) else None
+            value = None
+            if index + 1 < len(self.tiers):
+                with suppress(Exception):  # a device without room for the value on its way
+                    value = tier.get(key)
             self._leave(key)
             if value is not None:
-                out.append((key, value, entry.seconds, entry.uses, index + 1))
+                out.append(self._depart(_Move(key, value, entry.seconds, entry.uses, index + 1)))
         return out
 
     def sink(self) -> None:
@@ -270,13 +328,16 @@ class Store(Generic[V]):
         for key, entry in higher:
             value = self.tiers[entry.tier].get(key)
             with self._lock:
+                if self._entries.get(key) is not entry or value is None:
+                    continue
                 self._leave(key)
-            if value is not None:
-                self._keep(key, value, entry.seconds, entry.uses, first=last)
+                move = self._depart(_Move(key, value, entry.seconds, entry.uses, last))
+            self._keep(move)
 
     def clear(self) -> None:
         """Forget everything, on disk too."""
         with self._lock:
+            self._moves.clear()
             for key in list(self._entries):
                 self._leave(key)
 

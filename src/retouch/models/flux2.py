@@ -72,7 +72,7 @@ class Flux2:
         self._fingerprint = f"{fingerprint}|{self.dtype}|{options.keys}".encode()
         self.sigmas = lru_cache(maxsize=256)(self._sigmas)
         self._sketch: Sketch | None = None
-        self._fitting, self._apart = threading.Lock(), threading.local()
+        self._fitting, self._reading, self._apart = threading.Lock(), threading.Lock(), threading.local()
 
     @property
     def approximate(self) -> tuple[str, ...]:
@@ -155,13 +155,17 @@ class Flux2:
 
     @torch.inference_mode()
     def encode_prompt(self, text: str, tenant: str = "") -> Prompt:
+        with self._reading:  # the one tokenizer is set to each text's length
+            return Prompt(self.prompt_key(text, tenant), self._embedded(text))
+
+    def _embedded(self, text: str) -> Tensor:
+        """(T, joint_attention_dim)."""
         layers, longest = list(self.family.out_layers), self.family.max_sequence_length
-        key = self.prompt_key(text, tenant)
         if self.family.embeds_guidance:
             embedded = Flux2Pipeline._get_mistral_3_small_prompt_embeds(
                 self.text_encoder, self.tokenizer, text, max_sequence_length=longest, hidden_states_layers=layers
             )
-            return Prompt(key, embedded[0])
+            return embedded[0]
         count = self.count_tokens(text)
         if count > longest:
             raise InvalidPrompt(f"the prompt has {count:,} tokens; this model reads {longest}. Make it shorter.")
@@ -169,7 +173,7 @@ class Flux2:
             self.text_encoder, self.tokenizer, text,
             max_sequence_length=longest if self.family.pad_prompts else count, hidden_states_layers=layers,
         )  # fmt: skip
-        return Prompt(key, embedded[0])
+        return embedded[0]
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a prompt has, the chat template's included; not for checkpoints that embed guidance."""

@@ -1,0 +1,144 @@
+"""The process that holds the engine: its end of the pipe. Messages are pickled tuples: (kind, edit's number, content)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from retouch.edit import Edit, Edited, RetouchError, WorkerLost
+
+if TYPE_CHECKING:
+    from retouch.engine.worker import Options
+
+log = logging.getLogger(__name__)
+
+STATS_EVERY = 0.5
+
+LAST_MOMENTS = 60.0
+"""Seconds after the server's end at which the process ends whatever it is doing."""
+
+
+def receive(connection: Connection) -> Any:
+    """The next message; None where the other end is gone, or what it sent cannot be read."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None
+    except Exception:
+        log.exception("a message cannot be read")
+        return None
+
+
+def write(connection: Connection, outbox: queue.SimpleQueue[Any]) -> None:
+    """Send what is put into the outbox, until it says None or the other end is gone."""
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send(message)
+        except OSError:
+            return
+        except Exception:
+            log.exception("a message of the kind %r cannot be sent", message[0])
+
+
+def serve(connection: Connection, options: Options) -> None:
+    """The process's main: load, then edit until the pipe closes. Signals of the terminal are the server's to hear."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(format="retouch worker: %(message)s", level=options.log_level)
+    try:
+        engine, info = load_engine(options)
+    except BaseException as error:
+        connection.send(("failed", None, error if isinstance(error, RetouchError) else WorkerLost(repr(error))))
+        return
+    _Loop(engine, connection).run(info)
+
+
+def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
+    """The engine, and what the server is told of it."""
+    import torch
+
+    from retouch.engine.build import load
+    from retouch.models.flux2 import Options as Kept
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    names = ("model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk")
+    kept = Kept(keys=options.documents)
+    engine = load(options=kept, **{name: getattr(options, name) for name in names})
+    model: Any = engine.model
+    info = {
+        "steps": model.family.steps, "max_side": model.family.max_side, "cell": model.cell,
+        "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device),
+        "guidance": model.family.guidance, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return engine, info
+
+
+class _Loop:
+    """One thread hears, one writes, one tells how it stands, this one ticks."""
+
+    def __init__(self, engine: Any, connection: Connection) -> None:
+        self.engine, self.connection = engine, connection
+        self.answers: dict[int, Future[Edited]] = {}
+        self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.closed = threading.Event()
+
+    def run(self, info: dict[str, Any]) -> None:
+        writer = threading.Thread(target=write, args=(self.connection, self.outbox), daemon=True)
+        writer.start()
+        self.outbox.put(("ready", None, info))
+        threading.Thread(target=self._hear, daemon=True).start()
+        threading.Thread(target=self._tell, daemon=True).start()
+        while not self.closed.is_set():
+            if not self.engine.tick():
+                self.engine.wait(0.2)
+        self.engine.close()
+        self.outbox.put(None)
+        writer.join(5)
+        os._exit(0)  # a native thread that hangs does not keep the process
+
+    def _hear(self) -> None:
+        while (message := receive(self.connection)) is not None and message[0] != "close":
+            if message[0] == "cancel":
+                if answer := self.answers.get(message[1]):
+                    answer.cancel()
+            else:
+                self._take(*message[1:])
+        self.closed.set()
+        if message is None:  # the server is gone, and nobody else will end a step that hangs
+            time.sleep(LAST_MOMENTS)
+            os._exit(1)
+
+    def _take(self, number: int, edit: Edit, watched: bool, previews: int) -> None:
+        self.answers[number] = answer = Future[Edited]()
+        answer.add_done_callback(lambda done: self._answered(number, done))
+        watch = (lambda step, image: self.outbox.put(("preview", number, (step, image)))) if watched else None
+        try:
+            self.engine.submit(edit, watch, previews, answer)
+        except Exception as error:
+            answer.set_exception(error)
+
+    def _answered(self, number: int, answer: Future[Edited]) -> None:
+        self.answers.pop(number, None)
+        if not answer.cancelled():
+            error = answer.exception()
+            self.outbox.put(("answer", number, answer.result() if error is None else _sendable(error)))
+
+    def _tell(self) -> None:
+        while not self.closed.wait(STATS_EVERY):
+            self.outbox.put(("stats", None, self.engine.stats()))
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Typed errors go as they are; what else may be raised cannot be sure to be read at the other end, so its text goes."""
+    if isinstance(error, RetouchError):
+        return error
+    log.error("an edit failed", exc_info=error)
+    return RuntimeError(f"{type(error).__name__}: {error}")
