@@ -1,31 +1,28 @@
-"""A server of one's own to load, and clients that send prepared requests as fast as they are told to."""
+"""A server of one's own, and edits sent to it by the clients of `retouch.measure.load`."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import httpx
-import numpy as np
-from PIL import Image
-
-from retouch import picture
 from retouch.edit import Edit
+from retouch.measure.endpoint import EXTENSIONS, Endpoint
+from retouch.measure.load import Answer, Replay
+from retouch.measure.load import closed_loop as _closed_loop
+from retouch.measure.load import open_loop as _open_loop
+from retouch.measure.plan import of_edits
 
 READY = "Retouch serves "
-BOUNDARY = "retouch-bench"
+FOREVER = 1_000_000
 
 
 @contextmanager
 def server(*options: str) -> Iterator[str]:
     """The address of a `retouch serve` with these options, on a free port."""
-    command = [sys.executable, "-m", "retouch.cli", "serve", "--port", "0", *options]
+    command = [sys.executable, "-m", "retouch.cli", "serve", "--port", "0", "--ledger", "none", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -38,116 +35,40 @@ def server(*options: str) -> Iterator[str]:
         process.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A prepared `POST /v1/images/edits`."""
-
-    body: bytes
-    key: str = ""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        auth = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}", **auth}
+def _endpoint(address: str, edits: Sequence[Edit], named: bool = True) -> Endpoint:
+    """A tenant's key is its name. `named`: documents are uploaded before the clock runs, else each edit sends its picture."""
+    keys = {edit.tenant: edit.tenant for edit in edits if edit.tenant}
+    return Endpoint(address, EXTENSIONS if named else EXTENSIONS - {"documents"}, keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`seconds` from when it should have been sent to its last byte."""
-
-    status: int
-    seconds: float
-    bytes: int
+def one_by_one(address: str, edits: Sequence[Edit], named: bool = True) -> list[Answer]:
+    return closed(address, edits, 1, named)[0]
 
 
-def upload(address: str, image: np.ndarray, key: str = "") -> str:
-    """The id of a document."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = httpx.post(f"{address}/v1/documents", files={"file": picture.encode(image, "PNG")}, headers=headers, timeout=60)
-    answer.raise_for_status()
-    return str(answer.json()["id"])
+def closed(address: str, edits: Sequence[Edit], clients: int, named: bool = True) -> tuple[list[Answer], float]:
+    """So many clients, each sending its next edit when the last is answered; also the seconds of it all."""
 
+    async def run() -> Replay:
+        async with _endpoint(address, edits, named) as target:
+            return await _closed_loop(target, of_edits(edits), clients)
 
-def request_of(edit: Edit, document: str | None, key: str = "") -> Request:
-    """`document` is the id of the edit's picture; without one the picture is sent along. No finished result is reused."""
-    assert edit.mask is not None
-    white = io.BytesIO()
-    Image.fromarray(edit.mask).save(white, "PNG")
-    texts = {"prompt": edit.prompt, "seed": str(edit.seed), "mask_mode": "white", "use_cache": "false"}
-    if document is not None:
-        texts["document"] = document
-    parts = [_part(f'name="{name}"', "", text.encode()) for name, text in texts.items()]
-    parts.append(_part('name="mask"; filename="mask.png"', "Content-Type: image/png\r\n", white.getvalue()))
-    if document is None:
-        image = picture.encode(edit.image, "PNG")
-        parts.append(_part('name="image"; filename="image.png"', "Content-Type: image/png\r\n", image))
-    return Request(b"".join(parts) + f"--{BOUNDARY}--\r\n".encode(), key)
-
-
-def _part(name: str, kind: str, content: bytes) -> bytes:
-    return f"--{BOUNDARY}\r\nContent-Disposition: form-data; {name}\r\n{kind}\r\n".encode() + content + b"\r\n"
-
-
-def one_by_one(address: str, requests: Sequence[Request]) -> list[Answer]:
-    return asyncio.run(_closed(address, requests, 1))
-
-
-def closed(address: str, requests: Sequence[Request], clients: int) -> tuple[list[Answer], float]:
-    """So many clients, each sending its next request when the last is answered; also the seconds of it all."""
-    started = time.perf_counter()
-    answers = asyncio.run(_closed(address, requests, clients))
-    return answers, time.perf_counter() - started
-
-
-async def _closed(address: str, requests: Sequence[Request], clients: int) -> list[Answer]:
-    waiting, answers = list(reversed(requests)), []
-    async with _client(address) as client:
-
-        async def run() -> None:
-            while waiting:
-                answers.append(await _send(client, waiting.pop(), time.perf_counter()))
-
-        await asyncio.gather(*(run() for _ in range(clients)))
-    return answers
+    replay = asyncio.run(run())
+    return list(replay.answers), replay.seconds
 
 
 def open_loop(
-    address: str, requests: Sequence[Request], rate: float, seed: int = 0, flood: Sequence[Request] = (), clients: int = 32
+    address: str, edits: Sequence[Edit], rate: float, seed: int = 0, flood: Sequence[Edit] = (), clients: int = 32
 ) -> list[Answer]:
     """Poisson arrivals of `rate` a second that wait for no answer. Meanwhile `clients` send `flood` again and again."""
-    return asyncio.run(_open(address, requests, rate, seed, flood, clients))
 
+    async def run() -> Replay:
+        async with _endpoint(address, [*edits, *flood]) as target:
+            rounds = FOREVER if flood else 0
+            flooding = asyncio.create_task(_closed_loop(target, of_edits(flood), clients, rounds=rounds))
+            await asyncio.sleep(3.0 if flood else 0.0)  # until its queue stands
+            replay = await _open_loop(target, of_edits(edits, rate, seed))
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
+            return replay
 
-async def _open(
-    address: str, requests: Sequence[Request], rate: float, seed: int, flood: Sequence[Request], clients: int
-) -> list[Answer]:
-    gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
-    async with _client(address) as client:
-
-        async def again(index: int) -> None:
-            while True:
-                await _send(client, flood[index % len(flood)], time.perf_counter())
-                index += clients
-
-        flooding = [asyncio.create_task(again(index)) for index in range(clients if flood else 0)]
-        if flood:
-            await asyncio.sleep(3.0)  # until its queue stands
-        due, tasks = time.perf_counter(), []
-        for request, gap in zip(requests, gaps, strict=True):
-            due += gap
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.append(asyncio.create_task(_send(client, request, due)))
-        answers = await asyncio.gather(*tasks)
-        for task in flooding:
-            task.cancel()
-    return list(answers)
-
-
-def _client(address: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=address, timeout=600, limits=limits)
-
-
-async def _send(client: httpx.AsyncClient, request: Request, due: float) -> Answer:
-    answer = await client.post("/v1/images/edits", content=request.body, headers=request.headers)
-    return Answer(answer.status_code, time.perf_counter() - due, len(answer.content))
+    return list(asyncio.run(run()).answers)

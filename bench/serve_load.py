@@ -27,10 +27,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from live import Answer, Request, closed, one_by_one, open_loop, request_of, server, upload
+from live import closed, one_by_one, open_loop, server
 from retouch import record
 from retouch.edit import Edit
 from retouch.engine import Engine, load
+from retouch.measure.load import Answer
+from retouch.measure.pictures import another
+from retouch.measure.summary import causes
 from retouch.record import Record
 from timing import Spread
 from variants import Edits, Settings
@@ -69,34 +72,26 @@ class Bench:
         self.found.append((name, spread, unit, target, at_least))
         return spread.median
 
-    def fresh(self, count: int) -> list[Edit]:
+    def fresh(self, count: int, tenant: str = "") -> list[Edit]:
         """Edits that nobody has seen, of the eight documents."""
         self.turn += 1
         made: list[Edit] = []
         while len(made) < count:
             made += self.edits.of(1000 * self.turn + len(made), SHARE, 8)
-        return [replace(edit, reuse=False) for edit in made[:count]]
-
-    def requests(self, address: str, edits: Sequence[Edit], key: str = "") -> list[Request]:
-        """By documents that have been uploaded."""
-        ids: dict[int, str] = {}
-        for edit in edits:
-            if id(edit.image) not in ids:
-                ids[id(edit.image)] = upload(address, edit.image, key)
-        return [request_of(edit, ids[id(edit.image)], key) for edit in edits]
+        return [replace(edit, reuse=False, tenant=tenant) for edit in made[:count]]
 
 
 def overhead(bench: Bench, engine: Engine, address: str) -> None:
     sizes = bench.sizes
     engine.edit(bench.fresh(8))
-    one_by_one(address, bench.requests(address, bench.fresh(8)))
+    one_by_one(address, bench.fresh(8))
     ours, named, sent = [], [], []
     for edit in bench.fresh(sizes.single):
         started = time.perf_counter()
         engine.edit([edit])
         ours.append(time.perf_counter() - started)
-        named += _seconds(one_by_one(address, bench.requests(address, [edit])))
-        sent += _seconds(one_by_one(address, [request_of(edit, None)]))
+        named += _seconds(one_by_one(address, [edit]))
+        sent += _seconds(one_by_one(address, [edit], named=False))
     bench.add("engine, one edit", ours, "s")
     bench.add("server, document named", named, "s")
     bench.add("server, picture sent", sent, "s")
@@ -105,11 +100,10 @@ def overhead(bench: Bench, engine: Engine, address: str) -> None:
     rates, lost = ([], []), []
     for _ in range(sizes.rounds):
         edits = bench.fresh(sizes.together)
-        requests = bench.requests(address, edits)
         started = time.perf_counter()
         _eight_at_once(engine, edits)
         direct = time.perf_counter() - started
-        answers, seconds = closed(address, requests, CLIENTS)
+        answers, seconds = closed(address, edits, CLIENTS)
         _checked(answers)
         rates[0].append(len(edits) / direct)
         rates[1].append(len(edits) / seconds)
@@ -135,10 +129,10 @@ def _eight_at_once(engine: Engine, edits: Sequence[Edit]) -> None:
 
 def load_at_80(bench: Bench, address: str) -> None:
     sizes = bench.sizes
-    alone = _seconds(one_by_one(address, bench.requests(address, bench.fresh(sizes.single))))
-    answers, seconds = closed(address, bench.requests(address, bench.fresh(sizes.together)), 2 * CLIENTS)
+    alone = _seconds(one_by_one(address, bench.fresh(sizes.single)))
+    answers, seconds = closed(address, bench.fresh(sizes.together), 2 * CLIENTS)
     full = len(_checked(answers)) / seconds
-    loaded = _p95(open_loop(address, bench.requests(address, bench.fresh(sizes.loaded)), 0.8 * full))
+    loaded = _p95(open_loop(address, bench.fresh(sizes.loaded), 0.8 * full))
     bench.add("unloaded latency", alone, "s")
     bench.add("saturating throughput", [full], "1/s")
     bench.add("p95 at 80 % of it", [loaded], "s")
@@ -153,12 +147,11 @@ def flood(bench: Bench) -> None:
         keys = Path(folder) / "keys.toml"
         keys.write_text("".join(f'[[tenant]]\nname = "{name}"\nkey = "{name}"\n' for name in ("calm", "flood")))
         with server("--policy", "fair", "--keys", str(keys)) as address:
-            calm = bench.requests(address, bench.fresh(sizes.loaded // 2), "calm")
-            others = bench.requests(address, bench.fresh(sizes.loaded), "flood")
+            calm, others = bench.fresh(sizes.loaded // 2, "calm"), bench.fresh(sizes.loaded, "flood")
             answers, seconds = closed(address, others[: sizes.together], 2 * CLIENTS)
             full = len(_checked(answers)) / seconds
             alone = _p95(open_loop(address, calm, 0.2 * full))
-            both = [request for pair in zip(calm, others, strict=False) for request in pair]
+            both = [edit for pair in zip(calm, others, strict=False) for edit in pair]
             ordinary = _p95(open_loop(address, both, 0.4 * full))
             flooded = _p95(open_loop(address, calm, 0.2 * full, flood=others))
     bench.add("calm tenant alone, p95", [alone], "s")
@@ -172,21 +165,13 @@ def warm_and_cold(bench: Bench, address: str) -> None:
     sizes, rates = bench.sizes, ([], [])
     for turn in range(sizes.rounds):
         edits = bench.fresh(sizes.cold)
-        new = [replace(edit, image=_another(edit.image, sizes.cold * turn + i)) for i, edit in enumerate(edits)]
+        new = [replace(edit, image=another(edit.image, sizes.cold * turn + i)) for i, edit in enumerate(edits)]
         for rate, some in zip(rates, (edits, new), strict=True):
-            requests = bench.requests(address, some)
-            answers, seconds = closed(address, requests, CLIENTS)
+            answers, seconds = closed(address, some, CLIENTS)
             rate.append(len(_checked(answers)) / seconds)
     bench.add("warm documents", rates[0], "1/s")
     bench.add("new documents", rates[1], "1/s")
     bench.add("warm over new", [a / b for a, b in zip(*rates, strict=True)], "x", 3.0, at_least=True)
-
-
-def _another(image: np.ndarray, number: int) -> np.ndarray:
-    """A document that no cache knows."""
-    changed = image.copy()
-    changed[0, 0] = number // 65536, number // 256 % 256, number % 256
-    return changed
 
 
 def _p95(answers: list[Answer]) -> float:
@@ -198,9 +183,8 @@ def _seconds(answers: list[Answer]) -> list[float]:
 
 
 def _checked(answers: list[Answer]) -> list[Answer]:
-    wrong = sorted({answer.status for answer in answers if answer.status != 200})
-    if wrong:
-        raise RuntimeError(f"some requests were answered with {wrong}")
+    if wrong := causes(answers):
+        raise RuntimeError(f"some requests were not served: {wrong}")
     return answers
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "retouch"
 
 FLOORS = {
-    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices"], 0),
+    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices", "ledger"], 0),
     **dict.fromkeys(["kernels", "cache"], 1),
     "models": 2,
     **dict.fromkeys(["train", "passes"], 3),
@@ -23,7 +23,9 @@ FLOORS = {
 DIFFUSERS = {"models", "train"}
 """Rooms that may import diffusers: models/ is the one that knows it, train/ builds and saves its classes."""
 
-NO_TORCH = {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
+NO_TORCH = {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"} | {
+    f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")
+}
 HEAVY = ("torch", "ray", "fastapi", "diffusers", "transformers")
 
 

@@ -26,6 +26,9 @@ DTYPES = ("auto", "float32", "bfloat16")
 FORWARDED = {
     "serve": "serve edits over HTTP, with a studio page",
     "demo": "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table",
+    "trace": "`trace make` makes a workload of edits from a seed, `trace show` tells its statistics",
+    "load": "replay a trace against a server, or an engine in this process, and measure",
+    "cost": "what the served edits took and cost, by tenant, model, stage or day",
     "train": "`train mini` makes the bundled checkpoint, `train judge` measures one",
 }
 
@@ -53,6 +56,10 @@ def _forward(command: str, rest: list[str]) -> int:
     """Run a command that reads its own options."""
     if command in ("demo", "serve"):
         return int(importlib.import_module(f"retouch.{command}").main(rest) or 0)
+    if command in ("trace", "load"):
+        return int(importlib.import_module(f"retouch.measure.{command}_command").main(rest) or 0)
+    if command == "cost":
+        return int(importlib.import_module("retouch.measure.cost").main(rest) or 0)
     what, *options = rest or [""]
     if what == "mini":
         return int(importlib.import_module("retouch.train.mini").main(options) or 0)

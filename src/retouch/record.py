@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,6 +20,10 @@ from typing import Any
 from retouch.edit import OutputFailed, RetouchError
 
 Scalar = str | int | float | bool | None
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time that a container may use, and in how many; the first is `max` where it has no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,30 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """What torch's `device` ("cpu", "cuda:1") is called by its driver, asked without torch.
+
+    "" where nobody says, or where the machine has GPUs of several kinds and it is not certain which this is.
+    """
+    if not device.startswith("cuda"):
+        return processor()
+    names = set()
+    for path in NVIDIA.glob("*/information"):
+        with suppress(OSError, ValueError):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            names |= {line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")}
+    return names.pop() if len(names) == 1 else ""
+
+
+def vcpus() -> float:
+    """Of the machine's CPUs, as many as this process may use."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with suppress(OSError, ValueError):
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        count = min(count, float(quota) / float(period)) if quota != "max" else count
+    return count
 
 
 def _version(package: str) -> str:

@@ -42,6 +42,7 @@ def served(model: str, dtype: str, port: int) -> Iterator[Server]:
 
 def _start(model: str, dtype: str, port: int) -> Server | None:
     command = [sys.executable, "-m", "retouch.cli", "serve", "--model", model, "--dtype", dtype, "--port", str(port)]
+    command += ["--ledger", "none"]  # its edits are nobody's traffic
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if port else None, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from retouch import config, prices
 from retouch.edit import InvalidOption
 from retouch.engine.scheduler import POLICIES
 from retouch.engine.worker import Options, Worker
@@ -23,11 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.getLogger("retouch").setLevel(logging.INFO if args.verbose else logging.WARNING)
     settings = _settings(args)
+    _check_ledger(settings)
     listening = _listen(settings)
     worker = Worker(settings.worker)
     try:
         worker.start()
-        run(settings, worker, listening)
+        with suppress(KeyboardInterrupt):  # what is running has come to its end by then
+            run(settings, worker, listening)
     finally:
         worker.close(patience=2.0)  # it is closed already unless the start failed or a second Ctrl-C was pressed
     return 0
@@ -41,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     add("--keys", type=Path, metavar="FILE", help="TOML of [[tenant]] name, key, rate, concurrency, pixels")
     add("--price", type=float, metavar="USD", help="dollars an hour of the device, for the books")
+    add("--prices", type=Path, metavar="FILE", help="else TOML of [[price]] by device; some are known")
+    add("--ledger", metavar="ADDRESS", help="of the books: file or SQLAlchemy URL; none keeps none (data folder)")
     add("--policy", choices=list(POLICIES), default="first-come", help="who comes first (%(default)s)")
     add("--tokens", type=int, metavar="N", help="budget of a packed step (found from its measured times)")
     add("--queue", type=int, default=1000, metavar="N", help="edits that may wait (%(default)s)")
@@ -72,13 +77,29 @@ def _settings(args: argparse.Namespace) -> Settings:
         log_level=logging.INFO if args.verbose else logging.WARNING,
     )  # fmt: skip
     tenants = () if args.keys is None else read_keys(args.keys)
-    return Settings(options, args.host, args.port, tenants, args.price, drain_seconds=args.drain)
+    table = prices.table(args.prices or config.prices_file())
+    ledger = str(config.ledger_file()) if args.ledger is None else args.ledger
+    ledger = None if ledger == "none" else ledger
+    return Settings(options, args.host, args.port, tenants, args.price, table, ledger, drain_seconds=args.drain)
+
+
+def _check_ledger(settings: Settings) -> None:
+    """One that is damaged or too new is refused before a model is loaded. Raises InvalidOption, InvalidLedger.
+
+    One that is locked or away is not: it may be back, and edits do not wait for it.
+    """
+    from retouch.ledger import Ledger, LedgerAway
+
+    if settings.ledger is not None:
+        with suppress(LedgerAway):
+            Ledger(settings.ledger, write=True).close()
 
 
 def _listen(settings: Settings) -> socket.socket:
     """The socket, before the model is loaded: a port that is taken is said at once. Raises InvalidOption."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named since asyncio would else not know TCP, and leave on what delays every answer by 40 ms (Nagle).
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))

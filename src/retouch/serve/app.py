@@ -48,6 +48,7 @@ def create(settings: Settings, worker: Worker) -> FastAPI:
         yield
         await service.drain()
         await asyncio.to_thread(worker.close)
+        await asyncio.to_thread(service.books.close)
 
     app = FastAPI(
         title="Retouch", version=version("retouch"), lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
@@ -81,7 +82,7 @@ class Gate:
         refusal = self._refusal(scope)
         if refusal is not None:
             self.service.metrics.reject(body_of(refusal)["error"]["code"])
-            await response_of(refusal)(scope, receive, send)
+            await response_of(refusal, scope["path"])(scope, receive, send)
             return
         self.open += 1
         try:
@@ -97,7 +98,7 @@ class Gate:
         if self.open >= most:
             return QueueFull(f"{most:,} requests are being served; try again later.", retry_after=2.0)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit():
+        if not length.isdigit() or len(length) > 15:
             return BadRequest("Content-Length is not a number of bytes.")
         return _too_large(settings.body) if int(length) > settings.body else None
 
@@ -132,14 +133,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     request.app.state.service.metrics.reject(body_of(error)["error"]["code"])
     if isinstance(error, RetouchError) and error.status >= 500:
         log.warning("%s %s: %s", request.method, request.url.path, error)
-    return response_of(error)
+    return response_of(error, request.url.path)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself: unknown addresses, wrong methods, broken forms."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return response_of(NotFound(f"there is nothing at {request.url.path}; see /openapi.json."))
+        return response_of(NotFound(f"there is nothing at {request.url.path}; see /openapi.json."), request.url.path)
     if error.status_code == 400:
         return await _refused(request, BadRequest(str(error.detail)))
     body = {"error": {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": "http_error"}}
@@ -153,7 +154,9 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _broken(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response_of(error)
+    response = response_of(error, request.url.path)
+    response.headers["Connection"] = "close"  # which is what happens to it now, and no client should be surprised
+    return response
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -10,10 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from retouch import picture
-from retouch.edit import ImageTooLarge
+from retouch.edit import ImageTooLarge, InvalidImage
 from retouch.picture import Picture
 from retouch.serve import schema
-from retouch.serve.errors import BadRequest, WrongContentType
+from retouch.serve.errors import BadRequest, WrongContentType, about
+from retouch.serve.forms import multipart
 from retouch.serve.images import asker
 from retouch.serve.schema import FILE, some
 from retouch.serve.service import Upload
@@ -34,7 +35,7 @@ async def create(request: Request) -> Response:
     service, tenant = asker(request)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise WrongContentType("send multipart/form-data with the picture as file.")
-    async with request.form(max_files=2, max_fields=4) as form:
+    async with multipart(request, max_files=2, max_fields=4) as form:
         for name in form:
             if name not in ("file", "purpose"):
                 raise BadRequest(f"{name} is not a field of this request; send file.", name)
@@ -42,9 +43,12 @@ async def create(request: Request) -> Response:
         if not isinstance(file, UploadFile) or len(form.getlist("file")) > 1:
             raise BadRequest("file is missing, no file, or given twice; send one picture.", "file")
         if (file.size or 0) > service.settings.file:
-            raise ImageTooLarge(f"the file has {(file.size or 0) / 1e6:.0f} MB; save it smaller.")
+            raise about("file", ImageTooLarge(f"the file has {(file.size or 0) / 1e6:.0f} MB; save it smaller."))
         data = await file.read()
-    key, upload, photo = await service.upload(data, tenant)
+    try:
+        key, upload, photo = await service.upload(data, tenant)
+    except InvalidImage as error:
+        raise about("file", error) from error
     return JSONResponse(_described(key, upload, photo), 201, {"Location": f"/v1/documents/{key}"})
 
 

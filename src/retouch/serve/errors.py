@@ -1,10 +1,10 @@
-"""Every way to say no, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Every way to say no, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}; under /v2, {"error": message}."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -54,6 +54,15 @@ class Draining(RetouchError):
     retry_after = 5.0
 
 
+E = TypeVar("E", bound=RetouchError)
+
+
+def about(param: str, error: E) -> E:
+    """The error, which says from now on that it is about this parameter."""
+    error.param = param  # type: ignore[attr-defined]
+    return error
+
+
 def body_of(error: Exception) -> dict[str, Any]:
     """The JSON that says it."""
     kind = next((name for low, name in ((500, "server_error"), (400, "invalid_request_error")) if status_of(error) >= low), "")
@@ -64,21 +73,29 @@ def body_of(error: Exception) -> dict[str, Any]:
     known = isinstance(error, RetouchError)
     code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower() if known else "internal_error"
     message = str(error) if known else "something went wrong inside; the server's log says what."
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _plain(message), "type": kind, "param": param and _plain(param), "code": code}}
+
+
+def _plain(text: str) -> str:
+    """What was sent may be quoted: whatever it was, it can be written, and it is not long."""
+    return text[:1000].encode(errors="replace").decode()
 
 
 def status_of(error: Exception) -> int:
     return error.status if isinstance(error, RetouchError) else 500
 
 
-def response_of(error: Exception) -> JSONResponse:
-    headers = {}
+def response_of(error: Exception, path: str = "") -> JSONResponse:
+    """`path` is what was asked: the Open Inference Protocol has a shape of its own."""
+    body, headers = body_of(error), {}
+    if path.startswith("/v2"):
+        body = {"error": body["error"]["message"]}
     wait = getattr(error, "retry_after", None)
     if wait is not None or status_of(error) == 503:
         headers["Retry-After"] = str(max(1, math.ceil(wait or 1)))
     if status_of(error) == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body_of(error), status_of(error), headers)
+    return JSONResponse(body, status_of(error), headers)
 
 
 def of_validation(error: ValidationError) -> BadRequest:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from retouch.edit import MAX_PROMPT_CHARACTERS, MAX_STEPS, ImageTooLarge
-from retouch.serve.errors import BadRequest, WrongContentType, of_validation
+from retouch.serve.errors import BadRequest, WrongContentType, about, of_validation
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,7 +37,7 @@ class Fields(BaseModel):
     model: str | None = None
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
     n: Annotated[int, Field(ge=1, le=MAX_VARIATIONS)] = 1
-    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$", description="WxH, or auto")] = "auto"
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="WxH, or auto")] = "auto"
     quality: Annotated[
         Literal["auto", "low", "medium", "high"],
         Field(description="denoising steps: low has half of the model's own, high twice as many"),
@@ -110,7 +114,7 @@ async def read_edit(request: Request, file_bytes: int) -> Ask:
         raise WrongContentType("send multipart/form-data, or application/json with images.")
     masks: list[bytes] = []
     texts: dict[str, str] = {}
-    async with request.form(max_files=MAX_IMAGES + 2, max_fields=64) as form:
+    async with multipart(request, max_files=MAX_IMAGES + 2, max_fields=64) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in ("image", "image[]", "mask"):
@@ -144,7 +148,8 @@ def _checked(ask: Ask, file_bytes: int) -> Ask:
 
 def _check_size(name: str, size: int, limit: int) -> None:
     if size > limit:
-        raise ImageTooLarge(f"{name} has {size / 1e6:.0f} MB; this server takes {limit / 1e6:.0f}. Save it smaller.")
+        error = ImageTooLarge(f"{name} has {size / 1e6:.0f} MB; this server takes {limit / 1e6:.0f}. Save it smaller.")
+        raise about("mask" if name == "mask" else "image", error)
 
 
 async def read_generation(request: Request) -> Ask:
@@ -154,15 +159,54 @@ async def read_generation(request: Request) -> Ask:
     return Ask(_validated(Fields, await _json(request)))
 
 
+class _Whole(MultiPartParser):
+    """Refuses a body that stops before its closing boundary: the part it stops in, a mask perhaps, would only be left out."""
+
+    closed = False
+
+    def on_end(self) -> None:
+        self.closed = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self.closed:
+            await form.close()
+            raise MultiPartException("it stops before its closing boundary")
+        return form
+
+
+@asynccontextmanager
+async def multipart(request: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """The parts of a form; their files are gone afterwards. Raises BadRequest."""
+    try:
+        async with aclosing(request.stream()) as stream:
+            form = await _Whole(request.headers, stream, max_files=max_files, max_fields=max_fields).parse()
+    except (MultiPartException, ValueError, LookupError) as error:  # the latter two where its charset is a strange one
+        raise BadRequest(f"the form cannot be read: {getattr(error, 'message', error)}") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _json(request: Request) -> Any:
     try:
-        return json.loads(await request.body())
+        return json.loads(await request.body(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON: {error}.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises BadRequest where it has a name twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise BadRequest(f"{name} is given twice; give it once.", name)
+    return made
 
 
 def _validated(model: type[M], content: Any) -> M:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from retouch.serve import schema
 from retouch.serve.errors import NotFound
@@ -66,7 +67,7 @@ async def _answer(request: Request, service: Service, order: Order, tenant: Tena
             await anext(run.follow())
     if run.error is not None:
         raise run.error
-    return StreamingResponse(_of_images(run), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return _Stream(run)
 
 
 async def while_connected(request: Request, run: Run) -> dict[str, Any]:
@@ -88,12 +89,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _of_images(run: Run) -> AsyncIterator[str]:
-    try:
-        async for text in told(run):
-            yield text
-    finally:
-        run.cancel()
+class _Stream(StreamingResponse):
+    """A run's events. The run is cancelled where the client goes away, be it before the first of them."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(told(run), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.run.cancel()
 
 
 async def told(run: Run, jobs: bool = False) -> AsyncIterator[str]:

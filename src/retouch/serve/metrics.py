@@ -60,7 +60,7 @@ class Metrics:
             self.tokens.labels("saved").inc(max(0, usage.tokens_saved))
             self.totals["tokens"]["computed"] += usage.tokens_computed
             self.totals["tokens"]["whole"] += usage.tokens_whole
-            self.dollars.labels(run.tenant.name).inc(usage.dollars)
+            self.dollars.labels(run.tenant.name).inc(usage.dollars or 0.0)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -80,6 +80,11 @@ class _OfService:
         yield GaugeMetricFamily("retouch_queue_limit", "Edits that may wait.", queue["limit"])
         yield GaugeMetricFamily("retouch_ready", "Whether the model's process is up.", int(stats["ready"]))
         yield CounterMetricFamily("retouch_worker_restarts", "Processes that died and were replaced.", stats["restarts"])
+        ledger = self.service.books.counts
+        rows = CounterMetricFamily("retouch_ledger_rows", "Rows that were written, and dropped.", labels=["kind"])
+        rows.add_metric(["written"], ledger["written"])
+        rows.add_metric(["dropped"], ledger["dropped"])
+        yield from (rows, GaugeMetricFamily("retouch_ledger_waiting", "Rows not written yet.", ledger["waiting"]))
         if step["seconds"] is not None:
             yield GaugeMetricFamily("retouch_step_seconds", "Mean of the recent packed steps.", step["seconds"])
             yield GaugeMetricFamily("retouch_step_tokens", "Image tokens a step, mean of the recent ones.", step["tokens"])

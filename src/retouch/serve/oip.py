@@ -7,7 +7,6 @@ docs/protocol/extension_binary_data.md, extension_parameters.md and extension_sc
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from typing import Any
@@ -17,9 +16,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from retouch.edit import RetouchError
 from retouch.picture import Picture
-from retouch.serve.errors import BadRequest, NotFound, WrongContentType, body_of, of_validation, status_of
+from retouch.serve import schema
+from retouch.serve.errors import BadRequest, NotFound, WrongContentType, of_validation
 from retouch.serve.forms import EditFields
 from retouch.serve.images import asker, while_connected
 from retouch.serve.runs import Order, Run, order_of
@@ -30,7 +29,13 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
 HEADER = "Inference-Header-Content-Length"
 
+VERSION = "1"
+"""Of the one model; a server with other weights is another server."""
+
 DTYPES = {"UINT8": np.uint8, "BOOL": np.bool_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+
+FITTING = {"u": "iu", "i": "iu", "b": "biu", "f": "iuf"}
+"""Kind of a datatype -> kinds of numbers in JSON that it may be given as."""
 
 INPUTS = {
     "image": ("UINT8", [-1, -1, -1]), "mask": ("BOOL", [-1, -1]), "prompt": ("BYTES", [1]), "seed": ("INT64", [1]),
@@ -53,64 +58,67 @@ class Tensor:
         return self.array.reshape(-1)[0]
 
 
-@router.get("/health/live")
+@router.get("/health/live", response_model=schema.Live)
 async def live() -> Response:
     """The process answers."""
     return JSONResponse({"live": True})
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model=schema.Ready, responses={503: {"model": schema.Ready}})
 async def ready(request: Request) -> Response:
     """Whether edits are taken."""
     return _readiness(request.app.state.service)
 
 
-@router.get("/models/{model}/ready")
+@router.get(
+    "/models/{model}/ready", response_model=schema.Ready,
+    responses={**schema.protocol(401, 404), 503: {"model": schema.Ready}},
+)  # fmt: skip
 @router.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(request: Request, model: str) -> Response:
     """Whether edits of this model are taken."""
     service, _ = asker(request)
-    return _readiness(service) if model == service.model else _refused(_unknown(service, model))
+    _check_model(request, service, model)
+    return _readiness(service)
 
 
-@router.get("")
+@router.get("", response_model=schema.ServerInfo)
 async def server(request: Request) -> Response:
     """The server and what of the protocol it has."""
     extensions = ["binary_tensor_data", "parameters", "schedule_policy"]
     return JSONResponse({"name": "retouch", "version": version_of("retouch"), "extensions": extensions})
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model}", response_model=schema.ModelInfo, responses=schema.protocol(401, 404))
 @router.get("/models/{model}/versions/{version}", include_in_schema=False)
 async def metadata(request: Request, model: str) -> Response:
     """Inputs and outputs."""
     service, _ = asker(request)
-    if model != service.model:
-        return _refused(_unknown(service, model))
+    _check_model(request, service, model)
     tensors = [
         [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in table.items()]
         for table in (INPUTS, OUTPUTS)
     ]
-    return JSONResponse({"name": model, "versions": ["1"], "platform": "retouch", "inputs": tensors[0], "outputs": tensors[1]})
+    return JSONResponse(
+        {"name": model, "versions": [VERSION], "platform": "retouch", "inputs": tensors[0], "outputs": tensors[1]}
+    )
 
 
-@router.post("/models/{model}/infer")
+@router.post(
+    "/models/{model}/infer", response_model=schema.Inferred, openapi_extra=schema.infer_body(),
+    responses={200: {"content": {"application/octet-stream": {"schema": schema.FILE}}}, **schema.protocol()},
+)  # fmt: skip
 @router.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
 async def infer(request: Request, model: str) -> Response:
     """One request of n edits. `parameters`: `priority` (1 is highest, 0 the default) and `timeout` in microseconds."""
-    try:
-        service, tenant = asker(request)
-        if model != service.model:
-            raise _unknown(service, model)
-        head, inputs = await _read(request)
-        wanted, binary = _wanted(head)
-        order = await run_in_threadpool(_order, service, tenant, head, inputs)
-        run = service.begin(order, tenant, raw=True)
-        await while_connected(request, run)
-        return _response(model, head.get("id"), run, wanted, binary)
-    except RetouchError as error:
-        request.app.state.service.metrics.reject(body_of(error)["error"]["code"])
-        return _refused(error)
+    service, tenant = asker(request)
+    _check_model(request, service, model)
+    head, inputs = await _read(request)
+    wanted, binary = _wanted(head)
+    order = await run_in_threadpool(_order, service, tenant, head, inputs)
+    run = service.begin(order, tenant, raw=True)
+    await while_connected(request, run)
+    return await run_in_threadpool(_response, model, head.get("id"), run, wanted, binary)
 
 
 def _readiness(service: Service) -> Response:
@@ -118,13 +126,11 @@ def _readiness(service: Service) -> Response:
     return JSONResponse({"ready": up}, 200 if up else 503)
 
 
-def _unknown(service: Service, name: str) -> NotFound:
-    return NotFound(f"the model {name!r} is not served here; this server has {service.model}.")
-
-
-def _refused(error: RetouchError) -> Response:
-    headers = {"Retry-After": str(math.ceil(getattr(error, "retry_after", 1)))} if status_of(error) in (429, 503) else {}
-    return JSONResponse({"error": str(error)}, status_of(error), headers)
+def _check_model(request: Request, service: Service, name: str) -> None:
+    """Raises NotFound."""
+    service.check_model(name)
+    if request.path_params.get("version", VERSION) != VERSION:
+        raise NotFound(f"{name} has no version {request.path_params['version']}; it has version {VERSION}.")
 
 
 async def _read(request: Request) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -133,8 +139,8 @@ async def _read(request: Request) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise WrongContentType("compressed bodies are not read; send it as it is.")
     body = await request.body()
     text = request.headers.get(HEADER, str(len(body)))
-    if not text.isdigit() or int(text) > len(body):
-        raise BadRequest(f"{HEADER} is {text!r}; the body has {len(body)} bytes.")
+    if not text.isdecimal() or len(text) > 15 or int(text) > len(body):
+        raise BadRequest(f"{HEADER} is {text[:20]!r}; the body has {len(body)} bytes.")
     try:
         head = json.loads(body[: int(text)])
     except (ValueError, RecursionError) as error:
@@ -153,16 +159,15 @@ async def _read(request: Request) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _tensor(entry: Any, rest: memoryview) -> tuple[str, Tensor, memoryview]:
-    if not isinstance(entry, dict) or entry.get("name") not in INPUTS:
-        name = entry.get("name") if isinstance(entry, dict) else entry
+    name = _name_of(entry)
+    if name not in INPUTS:
         raise BadRequest(f"{name!r} is not an input; inputs are {', '.join(INPUTS)}.")
-    name, kind, shape = entry["name"], entry.get("datatype"), entry.get("shape")
+    kind, shape = entry.get("datatype"), entry.get("shape")
     if kind != INPUTS[name][0] and not (name == "mask" and kind == "UINT8"):
         raise BadRequest(f"{name} is {kind}; give {INPUTS[name][0]}.", name)
     if not isinstance(shape, list) or not all(type(side) is int and 0 < side < 2**31 for side in shape):
         raise BadRequest(f"{name}: shape is {shape!r}; give whole numbers above 0.", name)
-    parameters = entry.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    size = (entry.get("parameters") or {}).get("binary_data_size")
     try:
         if size is None:
             array = _of_json(kind, entry.get("data"))
@@ -175,17 +180,28 @@ def _tensor(entry: Any, rest: memoryview) -> tuple[str, Tensor, memoryview]:
         raise BadRequest(f"{name} does not fit its datatype and shape: {error}.", name) from error
 
 
+def _name_of(entry: Any) -> str:
+    """Of an input or an output. Raises BadRequest where it has none, or parameters that are none."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise BadRequest("inputs and outputs are lists of objects, each with a name.")
+    if not isinstance(entry.get("parameters") or {}, dict):
+        raise BadRequest(f"{entry['name']}: parameters is no object.", entry["name"])
+    return str(entry["name"])
+
+
 def _of_json(kind: str, data: Any) -> np.ndarray:
     if not isinstance(data, list):
         raise ValueError("data is no list")
     if kind == "BYTES":
         return np.array([_text(item) for item in data], dtype=object)
-    array = np.asarray(data)
-    if array.dtype == object or (kind == "UINT8" and array.size and (array.min() < 0 or array.max() > 255)):
-        raise ValueError("data has values that it cannot hold")
-    if kind in ("UINT8", "INT32", "INT64") and array.dtype.kind not in "iu":
-        raise ValueError("data is not of whole numbers")
-    return array.astype(DTYPES[kind]).reshape(-1)
+    array, wanted = np.asarray(data), np.dtype(DTYPES[kind])
+    if array.dtype.kind not in FITTING[wanted.kind]:
+        raise ValueError("data has values of another kind")
+    if wanted.kind in "iu" and array.size:
+        range_ = np.iinfo(kind.lower())
+        if not range_.min <= array.min() <= array.max() <= range_.max:
+            raise ValueError("data has values that it cannot hold")
+    return array.astype(wanted).reshape(-1)
 
 
 def _text(item: Any) -> str:
@@ -212,10 +228,12 @@ def _wanted(head: dict[str, Any]) -> tuple[list[str], set[str]]:
     parameters = head.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise BadRequest("parameters is no object.", "parameters")
+    if not isinstance(head.get("id") or "", str):
+        raise BadRequest("id is no text.", "id")
     outputs = head.get("outputs")
     if outputs is None:
         return list(OUTPUTS), set(OUTPUTS) if parameters.get("binary_data_output") is True else set()
-    if not isinstance(outputs, list) or not all(isinstance(one, dict) and one.get("name") in OUTPUTS for one in outputs):
+    if not isinstance(outputs, list) or not {_name_of(one) for one in outputs} <= OUTPUTS.keys():
         raise BadRequest(f"outputs: give a list of objects with a name; outputs are {', '.join(OUTPUTS)}.", "outputs")
     binary = {one["name"] for one in outputs if (one.get("parameters") or {}).get("binary_data") is True}
     return [one["name"] for one in outputs] or list(OUTPUTS), binary
@@ -268,10 +286,10 @@ def _response(model: str, key: Any, run: Run, wanted: list[str], binary: set[str
         else:
             entry["data"] = [value.decode()] if kind == "BYTES" else value.reshape(-1).tolist()
         outputs.append(entry)
-    head: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": outputs}
-    if isinstance(key, str):
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": outputs}
+    if key is not None:
         head["id"] = key
-    if not blobs:
-        return JSONResponse(head)
     text = json.dumps(head).encode()
+    if not blobs:
+        return Response(text, media_type="application/json")
     return Response(b"".join((text, *blobs)), media_type="application/octet-stream", headers={HEADER: str(len(text))})

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ GRACE = 2.0
 """Seconds after its deadline at which an edit is given up, should the worker not have said so itself."""
 
 KINDS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
+
+JPEG_EXIF = 65_533
+"""Bytes that one marker of a JPEG file takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +74,11 @@ def order_of(
         raise InvalidOption(f"size is {fields.size}, but an edit keeps its picture's: leave it out, or say auto.")
     if fields.partial_images and not fields.stream:
         raise InvalidOption("partial_images need stream=true.")
+    kind = KINDS[fields.output_format]
+    if max(photo.size) > picture.MAX_SIDE[kind]:
+        raise InvalidOption(f"{fields.output_format} holds at most {picture.MAX_SIDE[kind]:,} pixels a side; ask for png.")
+    if kind == "JPEG" and len(photo.exif or b"") > JPEG_EXIF:
+        raise InvalidOption(f"the picture's EXIF has more than the {JPEG_EXIF:,} bytes that jpeg holds; ask for png or webp.")
     see_through = photo.pixels.shape[2] == 4 and bool((photo.pixels[..., 3] < 255).any())
     if fields.output_format == "jpeg" and see_through:
         raise InvalidOption("the picture has transparency, which jpeg cannot keep; ask for png or webp.")
@@ -107,7 +115,7 @@ class Run:
     size: str
     n: int
     tenant: Tenant
-    price: Callable[[Usage], float]
+    price: Callable[[Usage], float | None]
     raw: bool = False
     images: list[np.ndarray | None] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(12)}")
@@ -122,9 +130,10 @@ class Run:
     _futures: list[Future[Edited]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
+    _showing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, order: Order, tenant: Tenant, price: Callable[[Usage], float], raw: bool = False) -> Run:
+    def of(cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], raw: bool = False) -> Run:
         return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw)
 
     @property
@@ -137,7 +146,8 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        return sum(len(event.get("b64_json", "")) for event in self.events)
+        """What it takes to keep it, about."""
+        return sum(len(event.get("b64_json", "")) + len(self.fields.prompt) + 1000 for event in self.events)
 
     def begin(self, submit: Submit, seconds: float, ended: Callable[[Run], None]) -> None:
         """Submit all edits. `ended` is called once, whatever happens."""
@@ -165,6 +175,11 @@ class Run:
         if not self.ended:
             self._end("cancelled")
             self._withdraw()
+
+    def give_up(self, error: Exception) -> None:
+        """As `cancel`, but it has failed."""
+        self._fail(error)
+        self._withdraw()
 
     async def finished(self) -> dict[str, Any]:
         """The response with all pictures. Raises the run's error."""
@@ -253,13 +268,14 @@ class Run:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _show(self, index: int, number: int, image: np.ndarray) -> None:
-        if self.order is None:
-            return
-        coded, size = await run_in_threadpool(_small, self.order, image)
-        if self.ended or self.answers[index] is not None:
-            return
-        event = {"type": f"{self.type}.partial_image", "b64_json": coded, "partial_image_index": number, "index": index}
-        self._tell({**event, "created_at": int(time.time()), **self._form(), "size": size})
+        async with self._showing:  # in the order in which they came, though each is encoded in a thread
+            if self.order is None or self.answers[index] is not None:
+                return
+            coded, size = await run_in_threadpool(_small, self.order, image)
+            if self.ended or self.answers[index] is not None:
+                return
+            event = {"type": f"{self.type}.partial_image", "b64_json": coded, "partial_image_index": number, "index": index}
+            self._tell({**event, "created_at": int(time.time()), **self._form(), "size": size})
 
     def _form(self) -> dict[str, Any]:
         fields = self.fields
@@ -277,7 +293,7 @@ class Run:
 
     def _fail(self, error: Exception) -> None:
         if not self.ended:
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames hold the pictures, as long as the job is kept
             self._tell({"type": "error", **body_of(error)})
             self._end("failed")
 
@@ -313,12 +329,20 @@ def told(usages: list[Usage], latency: float) -> dict[str, Any]:
     for usage in usages:
         for stage, spent in usage.seconds.items():
             seconds[stage] = round(seconds.get(stage, 0.0) + spent, 6)
-    sums = {
-        name: sum(asdict(usage)[name] for usage in usages) for name in ("tokens_computed", "tokens_whole", "steps", "dollars")
-    }
+    sums = {name: sum(getattr(usage, name) for usage in usages) for name in ("tokens_computed", "tokens_whole", "steps")}
+    priced = [usage.dollars for usage in usages if usage.dollars is not None]
     saved = sums["tokens_whole"] - sums["tokens_computed"]
     hits = [hit for usage in usages for hit in usage.cache_hits]
-    return {"seconds": seconds, **sums, "tokens_saved": saved, "cache_hits": hits, "latency_seconds": round(latency, 6)}
+    lossy = sorted({name for usage in usages for name in usage.approximate})
+    return {
+        "seconds": seconds,
+        **sums,
+        "tokens_saved": saved,
+        "cache_hits": hits,
+        "approximate": lossy,
+        "dollars": sum(priced) if priced else None,
+        "latency_seconds": round(latency, 6),
+    }
 
 
 def _base64(data: bytes) -> str:

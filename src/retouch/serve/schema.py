@@ -23,7 +23,10 @@ class ErrorAnswer(BaseModel):
 
 
 class Costs(BaseModel):
-    """What an answer took: device seconds by stage, image tokens, cache hits, dollars at the configured price."""
+    """What an answer took: device seconds by stage, image tokens, cache hits, dollars at the configured price.
+
+    `approximate` names what makes the answer differ from the plain model's.
+    """
 
     seconds: dict[str, float]
     tokens_computed: int
@@ -31,7 +34,8 @@ class Costs(BaseModel):
     tokens_saved: int
     steps: int
     cache_hits: list[str]
-    dollars: float
+    approximate: list[str]
+    dollars: float | None
     latency_seconds: float
 
 
@@ -123,6 +127,7 @@ class Stats(BaseModel):
     ready: bool
     restarts: int
     price_per_hour: float | None
+    price_source: str | None
     queue: dict[str, int]
     step: dict[str, float | None]
     edits: dict[str, int]
@@ -132,6 +137,73 @@ class Stats(BaseModel):
     dollars_per_million_edits: float | None
     latency: dict[str, float] | None
     caches: dict[str, dict[str, Any]]
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+
+
+class ServerInfo(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorInfo(BaseModel):
+    """-1 in the shape: any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelInfo(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
+class SentTensor(BaseModel):
+    """`data` is flat or nested; a tensor of `parameters.binary_data_size` bytes has none, it follows the JSON instead."""
+
+    name: str
+    datatype: Literal["UINT8", "BOOL", "INT32", "INT64", "FP32", "BYTES"]
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class WantedTensor(BaseModel):
+    name: Literal["image", "seed", "usage"]
+    parameters: dict[str, Any] | None = None
+
+
+class InferBody(BaseModel):
+    """A request of the Open Inference Protocol."""
+
+    id: str | None = None
+    inputs: list[SentTensor]
+    outputs: list[WantedTensor] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Inferred(BaseModel):
+    id: str | None = None
+    model_name: str
+    model_version: str
+    outputs: list[SentTensor]
+
+
+class ProtocolError(BaseModel):
+    """Whatever is refused under /v2."""
+
+    error: str
 
 
 _TEXTS = {
@@ -152,7 +224,17 @@ def some(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in statuses}
 
 
-STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+def protocol(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same under /v2; all of them, where none is named."""
+    return {status: {"model": ProtocolError, "description": _TEXTS[status]} for status in statuses or _TEXTS}
+
+
+EVENT = {
+    "type": "object", "required": ["event", "data"],
+    "description": "One event; its data is JSON, in which the event's name is the type.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+}  # fmt: skip
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 FILE = {"type": "string", "format": "binary"}
 
 
@@ -175,6 +257,13 @@ def edit_body() -> dict[str, Any]:
 
 def generation_body() -> dict[str, Any]:
     return json_body(Fields)
+
+
+def infer_body() -> dict[str, Any]:
+    """`requestBody` of an inference: JSON, or JSON that is followed by binary tensors."""
+    body = json_body(InferBody)
+    body["requestBody"]["content"]["application/octet-stream"] = {"schema": FILE}
+    return body
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

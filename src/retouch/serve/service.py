@@ -21,8 +21,9 @@ from retouch.cache.store import Memory, Store
 from retouch.edit import InvalidImage, InvalidOption, WorkerLost
 from retouch.engine.worker import Worker
 from retouch.picture import Picture
-from retouch.prices import dollars
-from retouch.serve.errors import BadRequest, Draining, NotFound
+from retouch.prices import dollars, spent
+from retouch.serve.books import Books
+from retouch.serve.errors import BadRequest, Draining, NotFound, about
 from retouch.serve.forms import SEEDS, Ask, EditFields, Fields
 from retouch.serve.metrics import Metrics
 from retouch.serve.runs import Order, Run, order_of
@@ -69,10 +70,13 @@ class Service:
         self.draining = False
         self.latencies: deque[float] = deque(maxlen=LATENCIES)
         self.began = time.monotonic()
-        memory: Memory[Upload] = Memory("host", settings.uploads)
+        self.books = Books(settings, worker.info, self.model)
         cache = settings.worker.cache
-        tiers = [memory] if cache is None else [memory, Disk(cache / "uploads", settings.worker.disk, _dump, _load)]
-        self.uploads: Store[Upload] = Store(*tiers)
+        self.uploads: Store[Upload] = Store(
+            Memory("host", settings.uploads)
+            if cache is None
+            else Disk(cache / "uploads", settings.worker.disk, _dump, _load)  # at once, as it outlives a crash
+        )
         self.decoded: Store[Decoded] = Store(Memory("host", settings.uploads))
 
     @property
@@ -128,7 +132,10 @@ class Service:
             check_pixels(photos[-1], tenant)
         mask = None
         if ask.mask is not None:
-            mask = await run_in_threadpool(picture.read_mask, ask.mask, photos[0].size, ask.fields.mask_mode)
+            try:
+                mask = await run_in_threadpool(picture.read_mask, ask.mask, photos[0].size, ask.fields.mask_mode)
+            except InvalidImage as error:
+                raise about("mask", error) from error
         references = tuple(photo.pixels for photo in photos[1:])
         return await run_in_threadpool(
             order_of, ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"],
@@ -153,7 +160,7 @@ class Service:
             raise WorkerLost("the model's process is starting again, and as many edits wait for it as may; try again later.")
         pixels = order.photo.size[0] * order.photo.size[1]
         self.allowance.take(tenant, len(order.edits), pixels)
-        run = Run.of(order, tenant, partial(dollars, per_hour=self.settings.price), raw)
+        run = Run.of(order, tenant, partial(dollars, per_hour=self.books.per_hour), raw)
         self.live.add(run)
         try:
             run.begin(self.worker.submit, self.settings.request_seconds, self._ended)
@@ -169,6 +176,7 @@ class Service:
         self.metrics.count(run)
         if run.status == "succeeded":
             self.latencies.append(run.seconds)
+        self.books.write(run)
 
     def keep(self, run: Run) -> None:
         """As a job. The oldest that have ended go where all together are too large."""
@@ -189,16 +197,19 @@ class Service:
         return run
 
     async def drain(self) -> None:
-        """Let what has been taken on come to its end, for as long as the settings allow."""
+        """Let what has been taken on come to its end, for as long as the settings allow; what is left then fails."""
         self.draining = True
         end = time.monotonic() + self.settings.drain_seconds
         while self.live and time.monotonic() < end:
             await asyncio.sleep(0.05)
+        for run in list(self.live):
+            run.give_up(Draining("the server was stopped before the edit was done; send it to another one."))
 
     def stats(self) -> dict[str, Any]:
         """As `GET /v1/stats` tells it."""
         said, totals = self.worker.stats, self.metrics.totals
-        spent = sum(totals["seconds"].values()) * (self.settings.price or 0) / 3600 if self.settings.price is not None else None
+        price = self.books.price
+        cost = None if price is None else spent(sum(totals["seconds"].values()), price.per_hour)
         done = totals["edits"]["succeeded"]
         ordered = sorted(self.latencies)
         latency = None
@@ -206,11 +217,11 @@ class Service:
             latency = {f"p{q}": ordered[min(len(ordered) - 1, len(ordered) * q // 100)] for q in (50, 95)} | {"n": len(ordered)}
         return {
             "object": "stats", "uptime_seconds": round(time.monotonic() - self.began, 1), "model": self.model,
-            "device": self.info.get("device", ""), "price_per_hour": self.settings.price, "ready": self.worker.ready,
-            "restarts": self.worker.restarts,
+            "device": self.info.get("device", ""), "price_per_hour": self.books.per_hour,
+            "price_source": None if price is None else price.said, "ready": self.worker.ready, "restarts": self.worker.restarts,
             "queue": said.get("queue", {"waiting": 0, "running": 0, "limit": self.settings.worker.queue}),
             "step": said.get("step", {"seconds": None, "tokens": None, "edits": None, "budget": None}),
-            **totals, "dollars": spent, "dollars_per_million_edits": spent / done * 1e6 if spent is not None and done else None,
+            **totals, "dollars": cost, "dollars_per_million_edits": cost / done * 1e6 if cost is not None and done else None,
             "latency": latency, "caches": said.get("caches", {}),
         }  # fmt: skip
 

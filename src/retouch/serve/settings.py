@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 import tomllib
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 
 from retouch.edit import InvalidOption, QueueFull, RetouchError
 from retouch.engine.worker import Options
+from retouch.prices import Price
 
 MB = 1 << 20
 
@@ -49,9 +51,12 @@ class Tenant:
 
     def knows(self, key: str) -> bool:
         """Compared in constant time."""
-        digest = "sha256:" + hashlib.sha256(key.encode()).hexdigest()
-        wanted = self.key if self.key.startswith("sha256:") else "sha256:" + hashlib.sha256(self.key.encode()).hexdigest()
-        return hmac.compare_digest(digest, wanted)
+        wanted = self.key.lower() if self.key.startswith("sha256:") else _digest(self.key)
+        return hmac.compare_digest(_digest(key), wanted)
+
+
+def _digest(key: str) -> str:
+    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
 NOBODY = Tenant("")
@@ -60,13 +65,17 @@ NOBODY = Tenant("")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of one server. Sizes in bytes, times in seconds; `price` is dollars an hour of the device."""
+    """Of one server. Sizes in bytes, times in seconds. `price` is dollars an hour of the device, else one of `prices` that fits
+    it. `ledger` is the address of the books, None: none are kept.
+    """
 
     worker: Options = field(default_factory=Options)
     host: str = "127.0.0.1"
     port: int = 8000
     tenants: tuple[Tenant, ...] = ()
     price: float | None = None
+    prices: tuple[Price, ...] = ()
+    ledger: str | None = None
     body: int = 200 * MB
     file: int = 50 * MB
     body_seconds: float = 60.0
@@ -126,6 +135,8 @@ def _tenant(path: Path, row: Any) -> Tenant:
         raise InvalidOption(f"{path}: {row!r} has unknown fields; known are {', '.join(sorted(known))}.")
     if not all(isinstance(row.get(name), str) and row[name] for name in ("name", "key")):
         raise InvalidOption(f"{path}: a tenant lacks its name or its key, both texts.")
+    if row["key"].startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", row["key"]):
+        raise InvalidOption(f"{path}: the key of {row['name']!r} is no SHA-256 digest of 64 hexadecimal digits.")
     return Tenant(**row)
 
 

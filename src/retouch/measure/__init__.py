@@ -1,0 +1,1 @@
+"""Proof: edit traces, and load."""

@@ -1,0 +1,256 @@
+"""`retouch cost`: what the served edits took and cost, from the ledger, by tenant, model, stage or day."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from retouch import config
+from retouch.edit import InvalidOption
+from retouch.ledger import Ledger, sums
+from retouch.ledger.sums import Held, Sum
+
+BY = ("tenant", "model", "stage", "day")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+MILLION = 1e6
+
+COLUMNS = {
+    "edits": "edits", "device_seconds": "device s", "dollars": "$", "dollars_per_million": "$/M", "held_dollars": "held $",
+    "held_dollars_per_million": "held $/M", "tokens_saved": "tokens saved", "document_hits": "documents",
+    "prompt_hits": "prompts", "result_hits": "results", "failed": "failed", "cancelled": "cancelled",
+}  # fmt: skip
+"""Of the printed table: the name in CSV and JSON -> its heading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """A time of the ledger: rows by what was asked for, their total, and the devices that were held. `hours` are theirs."""
+
+    since: float
+    until: float
+    by: str
+    rows: dict[str, Sum]
+    total: Sum
+    devices: list[Held]
+    hours: float | None
+
+    @property
+    def busy(self) -> float:
+        """Hours."""
+        return self.total.busy_us / 1e6 / 3600
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Raises InvalidOption, InvalidLedger, LedgerAway."""
+    args = _parser().parse_args(argv)
+    now = time.time()
+    since = moment("--since", args.since, now)
+    until = now + 1 if args.until is None else moment("--until", args.until, now)
+    if since >= until:
+        raise InvalidOption(f"--since {args.since} is not before {'now' if args.until is None else '--until ' + args.until}.")
+    if args.held is not None and not (math.isfinite(args.held) and args.held > 0):
+        raise InvalidOption(f"--held is {args.held}; give the hours that devices were held, above 0.")
+    before = None if args.forget_before is None else moment("--forget-before", args.forget_before, now)
+    address = str(config.ledger_file()) if args.ledger is None else args.ledger
+    if before is not None:
+        forget(address, before)
+    with Ledger(address) as ledger:
+        books, where = read(ledger, args.by, since, until, args.held), str(ledger)
+    if args.json:
+        print(json.dumps(as_json(books), ensure_ascii=False, indent=2))
+    elif args.csv:
+        writer = csv.DictWriter(sys.stdout, list(row("", books.total, books.by)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row(name, one, books.by) for name, one in books.rows.items())
+    else:
+        show(books, where)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("retouch cost", "retouch cost [options]", __doc__, allow_abbrev=False)
+    add, when = parser.add_argument, "WHEN"
+    add("--since", default="7d", metavar=when, help="7d, 12h, 30m ago, or a date such as 2026-11-01 in UTC (%(default)s)")
+    add("--until", metavar=when, help="the same; up to now without it")
+    add("--by", choices=BY, default="tenant", help="what a row is; days are those of UTC (%(default)s)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="rows for a spreadsheet, without the total")
+    form.add_argument("--json", action="store_true", help="all of it")
+    add("--ledger", metavar="ADDRESS", help="a file or an SQLAlchemy URL (the file in the data folder)")
+    add("--held", type=float, metavar="HOURS", help="that devices were held, where the ledger does not know (or not all)")
+    add("--forget-before", metavar=when, help="first remove the edits that ended before that, for good")
+    return parser
+
+
+def moment(option: str, text: str, now: float) -> float:
+    """In seconds since 1970: a duration before `now`, or an ISO date, of UTC unless it says otherwise. Raises InvalidOption."""
+    if match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text.strip()):
+        ago = float(match[1]) * UNITS[match[2]]
+        if 0 < ago <= now:
+            return now - ago
+    else:
+        try:
+            found = datetime.fromisoformat(text.strip())
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            pass
+    raise InvalidOption(f"{option} is {text!r}; give a time ago such as 7d, 12h or 30m, or a date such as 2026-11-01.")
+
+
+def forget(address: str, before: float) -> None:
+    """Remove what ended earlier, from a ledger that is there."""
+    with Ledger(address):  # which refuses to begin one
+        pass
+    with Ledger(address, write=True) as ledger:
+        gone = ledger.forget(before)
+        print(f"retouch: {gone:,} edits that ended before {said(before)} were removed from {ledger}.", file=sys.stderr)
+
+
+def read(ledger: Ledger, by: str, since: float, until: float, hours: float | None = None) -> Books:
+    """`hours` are those that devices were held, in place of the ledger's leases."""
+    groups, devices = sums.by(ledger, by, since, until), sums.held(ledger, since, until)
+    cost = None
+    if hours is None:
+        cost = sums.share_out(groups, devices)
+        hours = sum(one.seconds for one in devices) / 3600 if devices else None
+    else:
+        every = [one for group in groups.values() for one in group.values()]
+        whole = sums.joined(every)
+        if whole.priced_us:
+            sums.charge(every, hours * 3600 * whole.nanodollars / 1e9 / (whole.priced_us / 1e6))
+    rows = {_named(by, name): sums.joined(group.values()) for name, group in sorted(groups.items(), key=_order(by))}
+    total = sums.joined(rows.values())
+    if not rows:
+        total.held = cost
+    return Books(since, until, by, _by_stage(total) if by == "stage" else rows, total, devices, hours)
+
+
+def _order(by: str) -> Any:
+    """Days in turn, all else by device time."""
+    if by == "day":
+        return lambda item: int(item[0])
+    return lambda item: (-sum(one.busy_us for one in item[1].values()), item[0])
+
+
+def _named(by: str, name: str) -> str:
+    return datetime.fromtimestamp(int(name) * 86_400, UTC).date().isoformat() if by == "day" else name
+
+
+def _by_stage(total: Sum) -> dict[str, Sum]:
+    """Each stage's part of all edits: what a row has per million edits adds up to the total's."""
+    rows = {}
+    for stage, busy in total.stages.items():
+        if busy:
+            held = None if total.held is None else total.held * busy / total.busy_us
+            rows[stage] = Sum(
+                total.edits, total.failed, total.cancelled, total.unpriced, busy,
+                nanodollars=round(total.stage_dollars[stage] * 1e9), held=held,
+            )  # fmt: skip
+    return rows
+
+
+def row(name: str, one: Sum, by: str) -> dict[str, Any]:
+    """Flat, for CSV and JSON. None: not known, or nothing to divide by. Hits are shares of the edits that could have any."""
+    priced, looked, dollars = one.edits - one.unpriced, one.edits - one.result_hits, one.nanodollars / 1e9
+    held = None if one.held is None else _over(one.held * MILLION, one.edits)
+    flat: dict[str, Any] = {
+        by: name, "edits": one.edits, "unpriced": one.unpriced, "device_seconds": one.busy_us / 1e6,
+        "dollars": dollars if priced or not one.edits else None,
+        "dollars_per_million": _over(dollars * MILLION, priced), "held_dollars": one.held, "held_dollars_per_million": held,
+    }  # fmt: skip
+    if by != "stage":
+        flat |= {
+            "tokens_computed": one.tokens_computed, "tokens_whole": one.tokens_whole,
+            "tokens_saved": _over(one.tokens_whole - one.tokens_computed, one.tokens_whole),
+            "document_hits": _over(one.document_hits, looked), "prompt_hits": _over(one.prompt_hits, looked),
+            "result_hits": _over(one.result_hits, one.edits), "failed": one.failed, "cancelled": one.cancelled,
+        }  # fmt: skip
+    return flat
+
+
+def _over(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
+def as_json(books: Books) -> dict[str, Any]:
+    total = row("", books.total, books.by)
+    del total[books.by]
+    return {
+        "since": _iso(books.since), "until": _iso(books.until), "by": books.by,
+        "rows": [row(name, one, books.by) for name, one in books.rows.items()], "total": total,
+        "busy_hours": books.busy, "held_hours": books.hours,
+        "prices": [{"device": device, "per_hour": price, "source": source} for device, price, source in _prices(books)],
+    }  # fmt: skip
+
+
+def _prices(books: Books) -> list[tuple[str, float | None, str]]:
+    """Each device's, once."""
+    return list(dict.fromkeys((one.device, one.price, one.source) for one in books.devices))
+
+
+def show(books: Books, where: str) -> None:
+    """The table, and what has to be known to read it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+    known = row("", books.total, books.by)
+    names = [name for name in COLUMNS if name in known]
+    table = Table(box=None, pad_edge=False, show_footer=True)
+    table.add_column(books.by, "total", overflow="fold")
+    for name in names:
+        table.add_column(COLUMNS[name], _shown(name, known[name]), justify="right")
+    for label, one in books.rows.items():
+        values = row(label, one, books.by)
+        shown = label if label.isprintable() else repr(label)
+        table.add_row(Text(shown or "(no key)"), *(_shown(name, values[name]) for name in names))
+    console.print(table if books.rows else f"no edits from {said(books.since)} to {said(books.until)} in {where}")
+    for note in notes(books):
+        console.print(note, soft_wrap=True)
+
+
+def notes(books: Books) -> list[str]:
+    found, total = [], books.total
+    if books.hours:
+        found.append(f"held {books.hours:,.2f} h, busy {books.busy:,.2f} h ({books.busy / books.hours:.0%})")
+    if books.hours and total.held is None:
+        found.append("What held devices cost is not known: none has a price.")
+    for device, price, source in _prices(books):
+        known = "no price is known" if price is None else f"${price:,g} an hour, {source}"
+        found.append(f"{device or 'a device without a name'}: {known}")
+    if total.unpriced:
+        found.append(
+            f"{total.unpriced:,} of {total.edits:,} edits have no price and are not in the dollars: serve with --prices."
+        )
+    if total.failed or total.cancelled:
+        ended = f"{total.failed:,} failed and {total.cancelled:,} cancelled edits"
+        found.append(f"The device time of {ended} is not known; it is in what held devices cost.")
+    return found
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name.endswith(("_hits", "_saved")):
+        return f"{value:.0%}"
+    if "dollars" in name:
+        return f"{value:,.2f}" if value >= 1 or not value else f"{value:.3g}"
+    return f"{value:,.1f}" if name == "device_seconds" else f"{value:,}"
+
+
+def said(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
