@@ -1,7 +1,7 @@
 """What the books take from the server, and how soon they answer: `python bench/ledger.py`.
 
   lost     a loop in Python that never rests stands for the server: so many milliseconds of work an edit (an answer takes the
-           server more), with an entry of the ledger for each and without, in turn; the writer's thread runs beside it
+           server more), with an entry of the ledger for each and without, in turns of a second; beside it runs the writer
   write    rows a second where nothing else happens
   query    the sums of `retouch cost` over all rows, by tenant, model, day and stage
 
@@ -55,13 +55,8 @@ class Loop:
         while (took := min(self._timed(self.turns) for _ in range(5))) < work:
             self.turns = max(self.turns + 1, int(self.turns * min(2.0, 1.02 * work / took)))
 
-    def edits(self, count: int, after: Callable[[int], None]) -> float:
-        """Edits a second."""
-        started = time.perf_counter()
-        for number in range(count):
-            self._spin(self.turns)
-            after(number)
-        return count / (time.perf_counter() - started)
+    def edit(self) -> None:
+        self._spin(self.turns)
 
     def _timed(self, turns: int) -> float:
         started = time.perf_counter()
@@ -79,36 +74,40 @@ class Loop:
 class Bench:
     """The figures, in the order in which they are measured."""
 
-    def __init__(self, address: str, edits: int, rounds: int, work: float) -> None:
-        self.address, self.edits, self.rounds, self.work = address, edits, rounds, work
+    def __init__(self, address: str, edits: int, work: float) -> None:
+        self.address, self.edits, self.work = address, edits, work
         self.found: list[tuple[str, Spread, str, float | None]] = []
 
     def add(self, name: str, values: Sequence[float], unit: str, target: float | None = None) -> None:
         self.found.append((name, Spread.of(list(values)), unit, target))
 
     def lost(self) -> None:
-        """Pairs of rounds. Each begins with edits that are not timed, so that the writer is at its steady work by then."""
-        loop, count = Loop(self.work), self.edits // self.rounds
-        before = max(10, int(2 * EVERY / self.work))
-        writer = Writer(self.address, Lease("AMD EPYC", MODELS[0], 1.2, "bench"))
+        """Pairs of about a second, since a machine is not the same for long: with books until the writer has written twice, so
+        that what was taken is written within the time that counts, and as many edits without.
+        """
+        loop, writer = Loop(self.work), Writer(self.address, Lease("AMD EPYC", MODELS[0], 1.2, "bench"))
         assert writer.lease is not None
-        lease, number, rates, shares = writer.lease.id, 0, ([], []), []
+        lease, number, rates, shares, count = writer.lease.id, 0, ([], []), [], int(2 * EVERY / self.work)
         while not writer.written:  # what is done once is not a row's
             writer.add(entry(number := number + 1, lease))
             _drained(writer)
         clock = time.pthread_getcpuclockid(writer._thread.ident or 0)
         already, first = time.clock_gettime(clock), number
 
-        def book(_: int) -> None:
+        def book() -> None:
             nonlocal number
             number += 1
             writer.add(entry(number, lease))
 
-        for turn in range(self.rounds):
-            for kept in (False, True) if turn % 2 else (True, False):
-                after = book if kept else lambda _: None
-                loop.edits(before, after)
-                rates[kept].append(loop.edits(count, after))
+        while number - first < self.edits:
+            for kept in (False, True) if len(shares) % 2 else (True, False):
+                started = time.perf_counter()
+                if kept:
+                    count = _until_written(writer, loop, book)
+                else:
+                    for _ in range(count):
+                        loop.edit()
+                rates[kept].append(count / (time.perf_counter() - started))
                 _drained(writer)
             shares.append(1 - rates[True][-1] / rates[False][-1])
         written = (time.clock_gettime(clock) - already) / (number - first)
@@ -124,12 +123,12 @@ class Bench:
         self.add("the two over the work of an edit", [(written + one) / self.work for one in given], "1", 0.01)
 
     @staticmethod
-    def _given(book: Callable[[int], None]) -> list[float]:
+    def _given(book: Callable[[], None]) -> list[float]:
         seconds = []
         for _ in range(REPEATS):
             started = time.thread_time()
-            for number in range(GIVEN):
-                book(number)
+            for _ in range(GIVEN):
+                book()
             seconds.append((time.thread_time() - started) / GIVEN)
         return seconds
 
@@ -164,6 +163,19 @@ class Bench:
             self.add("sums of a day by tenant", seconds, "s", 1.0)
 
 
+def _until_written(writer: Writer, loop: Loop, book: Callable[[], None]) -> int:
+    """Edits until the writer has written twice."""
+    count = turns = 0
+    before = writer.written
+    while turns < 2:
+        loop.edit()
+        book()
+        count += 1
+        if writer.written != before:
+            turns, before = turns + 1, writer.written
+    return count
+
+
 def _drained(writer: Writer) -> None:
     while writer.waiting:
         time.sleep(EVERY / 5)
@@ -195,18 +207,17 @@ def rows_of(bench: Bench, where: dict[str, Any], database: str) -> list[Record]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edits", type=int, default=100_000, help="rows to write beside the loop (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of rounds, with books and without (%(default)s)")
     parser.add_argument("--work", type=float, default=4.0, metavar="MS", help="of the loop, an edit (%(default)s)")
     parser.add_argument("--ledger", metavar="ADDRESS", help="(an SQLite file that is removed again)")
-    parser.add_argument("--quick", action="store_true", help="2,000 edits in 4 rounds: a smoke test")
+    parser.add_argument("--quick", action="store_true", help="2,000 edits: a smoke test")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "ledger.jsonl", help="rows are added (%(default)s)")
     args = parser.parse_args(argv)
-    edits, rounds = (2000, 4) if args.quick else (args.edits, args.rounds)
+    edits = 2000 if args.quick else args.edits
     console = Console(width=None if sys.stdout.isatty() else 120)
     with TemporaryDirectory() as folder:
         address = args.ledger or str(Path(folder) / "ledger.sqlite")
         database = address_of(address).get_backend_name()
-        bench = Bench(address, edits, rounds, args.work / 1e3)
+        bench = Bench(address, edits, args.work / 1e3)
         with console.status("a loop with books and without, in turn"):
             bench.lost()
         with console.status("queries"):

@@ -121,8 +121,8 @@ class Ledger:
         self.engine.dispose()
 
     def _insert(self, connection: Connection, table: Table, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-        """As text for the driver: the rows need nothing of what SQLAlchemy would do to each. To SQLite many go in one statement,
-        as at the end of each it asks for the interpreter's lock again, which the server may have taken meanwhile.
+        """As text for the driver: the rows need nothing of what SQLAlchemy would do to each. To SQLite many go in one
+        statement, as at the end of each it asks for the interpreter's lock again, which the server may have taken meanwhile.
         """
         positional, statement = self._statement(table, columns)
         places = f"({', '.join('?' * len(columns))})"

@@ -109,14 +109,14 @@ class InProcess:
         return None if mask is None else np.packbits(mask)
 
     async def send(self, call: Call, prepared: np.ndarray | None, document: np.ndarray) -> Served:
-        if self._broken is not None:
-            raise Failed(type(self._broken).__name__, f"the engine's loop has ended: {self._broken}", 500)
         height, width = document.shape[:2]
         mask = None if prepared is None else np.unpackbits(prepared, count=height * width).reshape(height, width).astype(bool)
         answers: list[Future[Edited]] = []
         try:
             for edit in call.edits(document, mask):
                 answers.append(self.engine.submit(edit).answer)
+            if self._broken is not None:  # asked afterwards: whoever is submitted before that is answered by the engine's end
+                raise self._broken
             edited = await asyncio.gather(*map(asyncio.wrap_future, answers))
         except RetouchError as error:
             raise Failed(type(error).__name__, str(error), error.status) from error
