@@ -23,7 +23,7 @@ from sqlalchemy import select, text, update
 
 import books
 from books import NOW, Postgres, by, entry, total
-from retouch import record, serve
+from retouch import serve
 from retouch.edit import InvalidOption
 from retouch.ledger import Entry, InvalidEntry, InvalidLedger, Lease, Ledger, LedgerAway, Writer, address_of, sums, tables
 from retouch.record import Record
@@ -515,16 +515,3 @@ def test_a_reader_does_not_wait_for_the_writer(file: Path) -> None:
             started = time.monotonic()
             assert total(str(file)).edits == 1
             assert time.monotonic() - started < 2
-
-
-def test_the_bench_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
-    import ledger as bench
-
-    out = tmp_path / "rows.jsonl"
-    assert bench.main(["--edits", "100", "--work", "0.5", "--out", str(out)]) == 0
-    rows = {one.name: one for one in record.read(out)}
-    assert {one.unit for one in rows.values()} == {"s", "1", "1/s"}
-    assert rows["throughput lost to books"].extra["target"] == 0.01
-    assert all(one.value is not None and one.value > 0 for one in rows.values() if one.unit != "1")
-    assert len(rows) == 12
