@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     worker = Worker(settings.worker)
     try:
         worker.start()
-        with suppress(KeyboardInterrupt):  # what is running has come to its end by then
-            run(settings, worker, listening)
+        run(settings, worker, listening)
     finally:
         worker.close(patience=2.0)  # it is closed already unless the start failed or a second Ctrl-C was pressed
     return 0
