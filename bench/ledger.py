@@ -1,7 +1,7 @@
 """What the books take from the server, and how soon they answer: `python bench/ledger.py`.
 
   lost     a loop in Python that never rests stands for the server: so many milliseconds of work an edit (an answer takes the
-           server more), with an entry of the ledger for each and without, in turns of a second; beside it runs the writer
+           server more), and a row of the ledger for each, which the writer's thread writes beside it
   write    rows a second where nothing else happens
   query    the sums of `retouch cost` over all rows, by tenant, model, day and stage
 
@@ -15,11 +15,12 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +34,8 @@ ROOT = Path(__file__).parent.parent
 SUITE = "ledger"
 DAYS, TENANTS, MODELS = 30, 20, ("retouch-mini", "flux.2-klein-4b", "flux.2-klein-9b")
 SECONDS = {"document": 0.0031, "prompt": 0.0004, "start": 0.0007, "step": 0.117, "preview": 0.0, "finish": 0.05}
-REPEATS, GIVEN = 7, 500
-"""Of each query; rows that are handed over to see what that takes."""
+REPEATS = 7
+"""Of each query."""
 
 
 def entry(number: int, lease: str) -> Entry:
@@ -48,27 +49,48 @@ def entry(number: int, lease: str) -> Entry:
 
 
 class Loop:
-    """The server's stand-in: `work` seconds of arithmetic an edit, counted in turns of a loop, so that waiting is not work."""
+    """The server's stand-in: `work` seconds of arithmetic an edit, counted in turns of a loop, so that waiting is not work.
+
+    It makes no objects: with those, its speed hangs by several percent on what the allocator was last asked for.
+    """
 
     def __init__(self, work: float) -> None:
-        self.turns = 1000
-        while (took := min(self._timed(self.turns) for _ in range(5))) < work:
-            self.turns = max(self.turns + 1, int(self.turns * min(2.0, 1.02 * work / took)))
+        turns = 1000
+        while (took := min(self._timed(turns) for _ in range(5))) < work:
+            turns = max(turns + 1, int(turns * min(2.0, 1.02 * work / took)))
 
     def edit(self) -> None:
-        self._spin(self.turns)
+        value = 0
+        for turn in self.turns:
+            value ^= turn
 
     def _timed(self, turns: int) -> float:
+        self.turns = bytes(range(256)) * (turns // 256 + 1)
         started = time.perf_counter()
-        self._spin(turns)
+        self.edit()
         return time.perf_counter() - started
 
-    @staticmethod
-    def _spin(turns: int) -> int:
-        value = 0
-        for turn in range(turns):
-            value ^= turn
-        return value
+
+Timed = tuple[float, float, float]
+"""When an edit's work began and ended, and when its row was handed over."""
+
+
+class Watched(Writer):
+    """Notes when it is at work. `already` is the processor time that its thread took to open the ledger."""
+
+    lease: Lease
+
+    def __init__(self, address: str) -> None:
+        self.spans: list[tuple[float, float]] = []
+        super().__init__(address, Lease("AMD EPYC", MODELS[0], 1.2, "bench"))
+        while not self.spans:
+            time.sleep(EVERY / 5)
+        self.already = time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident or 0))
+
+    def _turn(self) -> None:
+        started = time.perf_counter()
+        super()._turn()
+        self.spans.append((started, time.perf_counter()))
 
 
 class Bench:
@@ -82,55 +104,28 @@ class Bench:
         self.found.append((name, Spread.of(list(values)), unit, target))
 
     def lost(self) -> None:
-        """Pairs of about a second, since a machine is not the same for long: with books until the writer has written twice, so
-        that what was taken is written within the time that counts, and as many edits without.
+        """Of each second: what making and handing over the rows took, and by how much longer those edits were beside which the
+        writer wrote. It is counted, not compared with a loop without books: where a machine is shared, the same loop's speed
+        differs by several percent from one second to the next.
         """
-        loop, writer = Loop(self.work), Writer(self.address, Lease("AMD EPYC", MODELS[0], 1.2, "bench"))
-        assert writer.lease is not None
-        lease, number, rates, shares, count = writer.lease.id, 0, ([], []), [], int(2 * EVERY / self.work)
-        while not writer.written:  # what is done once is not a row's
-            writer.add(entry(number := number + 1, lease))
-            _drained(writer)
+        loop, writer = Loop(self.work), Watched(self.address)
+        edits: list[tuple[float, float, float]] = []
+        for number in range(self.edits):
+            started = time.perf_counter()
+            loop.edit()
+            worked = time.perf_counter()
+            writer.add(entry(number, writer.lease.id))
+            edits.append((started, worked, time.perf_counter()))
         clock = time.pthread_getcpuclockid(writer._thread.ident or 0)
-        already, first = time.clock_gettime(clock), number
-
-        def book() -> None:
-            nonlocal number
-            number += 1
-            writer.add(entry(number, lease))
-
-        while number - first < self.edits:
-            for kept in (False, True) if len(shares) % 2 else (True, False):
-                started = time.perf_counter()
-                if kept:
-                    count = _until_written(writer, loop, book)
-                else:
-                    for _ in range(count):
-                        loop.edit()
-                rates[kept].append(count / (time.perf_counter() - started))
-                _drained(writer)
-            shares.append(1 - rates[True][-1] / rates[False][-1])
-        written = (time.clock_gettime(clock) - already) / (number - first)
-        given = self._given(book)
+        taken = time.clock_gettime(clock) - writer.already
         writer.close(60)
-        if writer.dropped or writer.written != number:
-            raise RuntimeError(f"{writer.written} of {number} rows were written, {writer.dropped} dropped")
-        self.add("edits without books", rates[False], "1/s")
-        self.add("edits with books", rates[True], "1/s")
-        self.add("throughput lost to books", shares, "1", 0.01)
-        self.add("processor time a row, writer's thread", [written], "s")
-        self.add("processor time a row, made and handed over", given, "s")
-        self.add("the two over the work of an edit", [(written + one) / self.work for one in given], "1", 0.01)
-
-    @staticmethod
-    def _given(book: Callable[[], None]) -> list[float]:
-        seconds = []
-        for _ in range(REPEATS):
-            started = time.thread_time()
-            for _ in range(GIVEN):
-                book()
-            seconds.append((time.thread_time() - started) / GIVEN)
-        return seconds
+        if writer.dropped or writer.written != self.edits:
+            raise RuntimeError(f"{writer.written} of {self.edits} rows were written, {writer.dropped} dropped")
+        seconds = _seconds(edits, writer.spans)
+        self.add("edits", [len(second) / (second[-1][2] - second[0][0]) for second, _ in seconds], "1/s")
+        self.add("an edit's row, made and handed over", [end - worked for _, worked, end in edits], "s")
+        self.add("an edit's row, processor time of the writer", [taken / self.edits], "s")
+        self.add("throughput lost to books", [_lost(second, beside) for second, beside in seconds], "1", 0.01)
 
     def write(self) -> None:
         """All rows at once, from rows that are made."""
@@ -163,22 +158,28 @@ class Bench:
             self.add("sums of a day by tenant", seconds, "s", 1.0)
 
 
-def _until_written(writer: Writer, loop: Loop, book: Callable[[], None]) -> int:
-    """Edits until the writer has written twice."""
-    count = turns = 0
-    before = writer.written
-    while turns < 2:
-        loop.edit()
-        book()
-        count += 1
-        if writer.written != before:
-            turns, before = turns + 1, writer.written
-    return count
+def _seconds(edits: list[Timed], spans: list[tuple[float, float]]) -> list[tuple[list[Timed], list[bool]]]:
+    """The edits of each whole second, and beside which of them the writer was at work."""
+    found: list[tuple[list[Timed], list[bool]]] = []
+    turn, second = 0, -1
+    for one in edits:
+        while turn < len(spans) and spans[turn][1] <= one[0]:
+            turn += 1
+        if int(one[0] - edits[0][0]) != second:
+            second += 1
+            found.append(([], []))
+        found[-1][0].append(one)
+        found[-1][1].append(turn < len(spans) and spans[turn][0] < one[2])
+    return found[:-1] or found
 
 
-def _drained(writer: Writer) -> None:
-    while writer.waiting:
-        time.sleep(EVERY / 5)
+def _lost(second: list[Timed], beside: list[bool]) -> float:
+    """Share of the time."""
+    alone = [worked - started for (started, worked, _), written in zip(second, beside, strict=True) if not written]
+    usual = float(np.median(alone)) if alone else 0.0
+    handed = sum(end - worked for _, worked, end in second)
+    longer = sum(worked - started - usual for (started, worked, _), written in zip(second, beside, strict=True) if written)
+    return (handed + longer) / (second[-1][2] - second[0][0])
 
 
 def table_of(bench: Bench, where: dict[str, Any], database: str) -> Table:
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         address = args.ledger or str(Path(folder) / "ledger.sqlite")
         database = address_of(address).get_backend_name()
         bench = Bench(address, edits, args.work / 1e3)
-        with console.status("a loop with books and without, in turn"):
+        with console.status("a loop, and the writer beside it"):
             bench.lost()
         with console.status("queries"):
             bench.query()

@@ -17,6 +17,8 @@ from retouch.measure.plan import of_edits
 
 READY = "Retouch serves "
 FOREVER = 1_000_000
+SETTLED = 3.0
+"""Seconds until a flood's queue stands."""
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def open_loop(
         async with _endpoint(address, [*edits, *flood]) as target:
             rounds = FOREVER if flood else 0
             flooding = asyncio.create_task(_closed_loop(target, of_edits(flood), clients, rounds=rounds))
-            await asyncio.sleep(3.0 if flood else 0.0)  # until its queue stands
+            await asyncio.sleep(SETTLED if flood else 0.0)
             replay = await _open_loop(target, of_edits(edits, rate, seed))
             flooding.cancel()
             await asyncio.gather(flooding, return_exceptions=True)

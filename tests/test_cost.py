@@ -156,7 +156,7 @@ def test_the_printed_table_says_how_to_read_it(address: str, capsys: pytest.Capt
     wrote(address, *traffic(now), *strange, held=(Lease("NVIDIA H100", price=3.0, source="our contract", id="l1"),))
     assert cost.main(["--ledger", address]) == 0
     out = capsys.readouterr().out
-    for text in ("(no key)", "[red]東京[/red] :smile:", r"'line\nbreak'", "$/M", "held 2.00 h, busy 0.00 h (0%)", "total"):
+    for text in ("(no key)", "[red]東京[/red] :smile:", r"'line\nbreak'", "$/M", "held 2.00 h, busy 0.1 min (0%)", "total"):
         assert text in out
     assert "NVIDIA H100: $3 an hour, our contract" in out
     assert "1 failed and 0 cancelled edits is not known" in out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import email
+import importlib
+import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -26,11 +28,12 @@ from retouch.measure.endpoint import EXTENSIONS, Endpoint
 from retouch.measure.fields import InvalidTrace
 from retouch.measure.load import Answer, Replay, closed_loop, open_loop, saturation
 from retouch.measure.masks import Shape
-from retouch.measure.pictures import Pictures
+from retouch.measure.pictures import Pictures, hash_of
 from retouch.measure.plan import Call, Plan, of_edits, of_trace
 from retouch.measure.targets import Failed, InProcess, Served
 from retouch.measure.trace import Request, Result, Trace, View
 from retouch.measure.traffic import Knobs
+from retouch.serve.settings import Settings, Tenant
 from serving import Painter, Serving
 
 WHERE = record.environment()
@@ -563,8 +566,9 @@ def test_the_command_loads_a_server(file, tmp_path, capsys):
     assert first[0].n == 12
     assert second[0].n == 6
     assert first[0].extra | {"target": ""} == {
-        "trace": "small.jsonl", "mix": "personal", "seed": 3, "new_documents": True, "target": "", "warm_up": 3,
-        "loop": "closed", "clients": 2,
+        "trace": "small.jsonl", "trace_hash": hash_of(file.read_bytes()), "mix": "personal", "trace_seed": 3,
+        "knobs": "requests=12 rate=50 think=0.1 variations=2 commit=0.8 side=[64] tenants=2", "new_documents": True,
+        "requests": 12, "target": "", "warm_up": 3, "loop": "closed", "clients": 2,
     }  # fmt: skip
     assert (first[0].dtype, first[0].threads) == ("float32", 2)
     text = capsys.readouterr().out
@@ -618,6 +622,28 @@ def test_the_command_refuses_in_one_line(file, tmp_path, capsys, argv, text):
     assert error.startswith("retouch: ")
     assert error.count("\n") == 1
     assert text in error
+
+
+def test_only_an_engine_wants_torch():
+    code = "import sys, retouch.measure.load_command, retouch.measure.trace_command; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_bench_sends_edits_with_the_same_client(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+    live = importlib.import_module("live")
+    asked = [edit(i, tenant="calm") for i in range(4)]
+    keys = (Tenant("calm", "calm"), Tenant("flood", "flood"))
+    with Serving(Settings(tenants=keys), Painter()) as server:
+        answers, seconds = live.closed(server.url, asked, 2)
+        assert [one.error for one in [*answers, *live.one_by_one(server.url, asked[:1], named=False)]] == [""] * 5
+        assert 0 < max(answer.seconds for answer in answers) <= seconds
+        monkeypatch.setattr(live, "SETTLED", 0.2)
+        flood = [edit(9 + i, tenant="flood") for i in range(3)]
+        assert len(live.open_loop(server.url, asked, 50.0, flood=flood, clients=2)) == 4
+        server.idle()
+        assert sum(one.edit.tenant == "flood" for one in server.worker.asked) > 3
 
 
 def test_keys_are_read_as_the_server_reads_them(tmp_path):

@@ -51,7 +51,7 @@ def test_a_processor_is_priced_by_its_cpus() -> None:
     found = prices.find(prices.table(), "AMD EPYC 7R13 Processor", 16)
     assert found is not None
     assert found.per_hour == pytest.approx(16 * 0.0425)
-    assert found.source.startswith("16 vCPUs, aws.amazon.com")
+    assert found.source.startswith("16 vCPUs, recalled, not looked up")
     assert not found.vcpu
     assert prices.find(prices.table(), "", 16) is None
 

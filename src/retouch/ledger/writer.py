@@ -23,8 +23,8 @@ AT_ONCE = 1000
 MOST = 100_000
 """Rows that are kept while the ledger cannot be written; about 100 MB. What comes on top is dropped, and counted."""
 
-SEEN = 10.0
-"""Seconds between two times that a lease is said to be still held."""
+SEEN, SEEN_BESIDE = 10.0, 1.0
+"""Seconds between two times that a lease is said to be still held: alone, and beside rows."""
 
 SLOWEST = 10.0
 """Seconds between two tries, at most."""
@@ -113,12 +113,13 @@ class Writer:
         with self._lock:
             while self._rows and len(self._batch) < AT_ONCE:
                 self._batch.append(self._rows.popleft())
-        lease = self.lease if self._due else None
+        seen = time.monotonic() - self._seen
+        lease = self.lease if seen > SEEN_BESIDE or self._closing.is_set() else None
         try:
             self._ledger.add(self._batch, lease)
         except InvalidEntry:
             self._sift(self._ledger, lease)
-        if lease is not None or not self._batch:
+        if seen > SEEN_BESIDE:
             self._seen = time.monotonic()
         self.written += len(self._batch)
         self._batch = []

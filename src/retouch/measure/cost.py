@@ -222,7 +222,7 @@ def show(books: Books, where: str) -> None:
 def notes(books: Books) -> list[str]:
     found, total = [], books.total
     if books.hours:
-        found.append(f"held {books.hours:,.2f} h, busy {books.busy:,.2f} h ({books.busy / books.hours:.0%})")
+        found.append(f"held {_time(books.hours)}, busy {_time(books.busy)} ({books.busy / books.hours:.0%})")
     if books.hours and total.held is None:
         found.append("What held devices cost is not known: none has a price.")
     for device, price, source in _prices(books):
@@ -236,6 +236,10 @@ def notes(books: Books) -> list[str]:
         ended = f"{total.failed:,} failed and {total.cancelled:,} cancelled edits"
         found.append(f"The device time of {ended} is not known; it is in what held devices cost.")
     return found
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -20,10 +20,10 @@ from retouch.edit import InvalidOption
 from retouch.measure import summary, trace
 from retouch.measure.endpoint import EXTENSIONS, Endpoint
 from retouch.measure.load import Answer, Heard, closed_loop, open_loop, saturation
-from retouch.measure.pictures import Pictures
+from retouch.measure.pictures import Pictures, hash_of
 from retouch.measure.plan import Plan, of_trace
 from retouch.measure.targets import InProcess, Target
-from retouch.measure.traffic import option
+from retouch.measure.traffic import option, turned
 from retouch.record import Record
 
 LASTING = 5
@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = Pictures(args.pictures, args.stand_ins)
     pictures.check(asked, args.trace)
     plan = of_trace(asked, pictures, args.reuse)
-    extra: dict[str, Any] = {"trace": args.trace.name, "mix": asked.mix, "seed": asked.seed}
-    extra["new_documents"] = not asked.knobs.get("documents")
+    extra: dict[str, Any] = {
+        "trace": args.trace.name, "trace_hash": hash_of(args.trace.read_bytes()), "mix": asked.mix, "trace_seed": asked.seed,
+        "knobs": turned(asked.mix, asked.knobs), "new_documents": not asked.knobs.get("documents"), "requests": len(plan.calls),
+    }  # fmt: skip
     engine = None
     target: Target
     if args.engine:

@@ -77,7 +77,7 @@ class Plan:
     def alone(self, count: int) -> Plan:
         """The first so many calls that edit a picture as it came."""
         calls = [call for call in self.calls if call.after is None][:count]
-        return Plan(tuple(calls), self.documents)
+        return Plan(tuple(calls), {call.document: self.documents[call.document] for call in calls})
 
     def renewed(self, turn: int) -> Plan:
         """The same with documents that differ in one pixel, so that no cache knows them; `turn` 0: as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -137,6 +138,12 @@ def make(mix: str, seed: int, knobs: Knobs, pictures: Pictures) -> Trace:
 def _told(knobs: Knobs) -> dict[str, Any]:
     """As they stand in a header, and as a header is read again."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(knobs).items()}
+
+
+def turned(mix: str, knobs: Mapping[str, Any]) -> str:
+    """Those of a header that stand otherwise than their mix has them, in one line."""
+    usual = _told(MIXES[mix]) if mix in MIXES else {}
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in knobs.items() if usual.get(name) != value)
 
 
 def _other(last: _Last | None, there: str, rng: np.random.Generator) -> Wish:
