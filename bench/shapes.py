@@ -82,5 +82,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype) -> Flux2:
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), transformer=transformer, vae=vae,
         text_encoder=text_encoder, tokenizer=tokenizer,
     )  # fmt: skip
-    family = Family(cached=True, out_layers=(1, 2, 3), pad_prompts=shape.pad_prompts, max_side=max(shape.side, 512))
+    family = Family(
+        cached=True, masked=True, out_layers=(1, 2, 3), pad_prompts=shape.pad_prompts, max_side=max(shape.side, 512)
+    )
     return Flux2(pipeline.to(device), family, f"{name} of random weights")

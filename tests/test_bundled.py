@@ -68,9 +68,9 @@ def test_packed_beside_the_loop_answers_differ_by_rounding(engine: Engine, seria
 def test_prompts_of_many_threads_are_those_of_one(engine: Engine) -> None:
     """The tokenizer is one object, and is set to each prompt's length."""
     texts = ["a red apple " * (1 + i % 9) + f"number {i}" for i in range(30)]
-    alone = [engine.model.encode_prompt(text, "").embedded for text in texts]
+    alone = [engine.model.encode_prompt("", text, None).embedded for text in texts]
     with ThreadPoolExecutor(3) as pool:
-        together = pool.map(lambda text: engine.model.encode_prompt(text, "").embedded, texts * 2)
+        together = pool.map(lambda text: engine.model.encode_prompt("", text, None).embedded, texts * 2)
         assert all(torch.equal(a, b) for a, b in zip(together, alone * 2, strict=True))
 
 

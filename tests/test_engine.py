@@ -46,7 +46,7 @@ class Model:
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
         return 100, edit.steps or 4
 
-    def prompt_key(self, text: str, tenant: str) -> str:
+    def prompt_key(self, text: str, tenant: str, frame: Frame) -> str:
         return f"{tenant}/{text}"
 
     def negative(self, edit: Edit) -> None:
@@ -56,7 +56,7 @@ class Model:
         self.encoded.append(frame.key)
         return SimpleNamespace(bytes=10)
 
-    def encode_prompt(self, text: str, tenant: str) -> Any:
+    def encode_prompt(self, key: str, text: str, document: Any) -> Any:
         if text == "too long":
             raise InvalidPrompt("too long")
         return SimpleNamespace(bytes=1, embedded=[0] * 4)

@@ -14,7 +14,8 @@ import tiny
 from retouch.edit import Edit, InvalidOption, InvalidPrompt
 from retouch.engine.engine import Engine
 from retouch.kernels.attention import Span, attend, attend_reference
-from retouch.models.flux2 import Flux2, Options
+from retouch.models.adapter import Options
+from retouch.models.flux2 import Flux2
 from retouch.models.latents import cells_of
 
 KV, KLEIN = "Flux2KleinKVPipeline", "Flux2KleinPipeline"

@@ -213,7 +213,7 @@ def test_training_and_serving_compute_the_same_velocity(mode: str) -> None:
         document = _document(model, batch.document[row // 2].view(3, 4, 16))
         of = inside[row // 2] if mode == "mask" else torch.ones(12, dtype=torch.bool)
         index = cells[row // 2][of] if mode == "mask" else torch.arange(12)
-        job = _job(document, model.encode_prompt(text), index, step.x[row][of], float(sigma[row]))
+        job = _job(document, model.encode_prompt("", text, document), index, step.x[row][of], float(sigma[row]))
         model.step([job])
         served = (step.x[row][of] - job.latents) / sigma[row]
         assert float((served - trained[row][of]).norm() / served.norm()) < 1e-4

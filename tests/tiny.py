@@ -18,8 +18,9 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from retouch.models.adapter import Options
 from retouch.models.checkpoint import Family
-from retouch.models.flux2 import Flux2, Options
+from retouch.models.flux2 import Flux2
 from retouch.train.text import build_tokenizer
 
 LAYERS = (1, 2, 3)
@@ -83,7 +84,7 @@ def model(name: str, family: dict[str, Any] | None = None, options: Options | No
     settings = {"cached": name.endswith("KVPipeline"), "out_layers": LAYERS, "pad_prompts": False, "max_side": 512}
     return Flux2(
         pipeline(name, **extra),
-        Family(**{**settings, **(family or {})}),
+        Family(**{**settings, "masked": True, **(family or {})}),
         name,
         options or Options(halo=None, feather=0),
     )

@@ -98,6 +98,7 @@ class Edit:
     `references` are further pictures the model may look at, same form as `image`, any size.
     `steps` and `guidance` default to the checkpoint's own. `deadline` is in seconds from submission. `blank`: there is no
     document, `image` gives the size alone (text to image). `reuse`: a finished result of the very same edit may be the answer.
+    `negative` says what an edit that is guided by a second pass is to keep away from.
     """
 
     image: np.ndarray
@@ -112,6 +113,7 @@ class Edit:
     tenant: str = ""
     blank: bool = False
     reuse: bool = True
+    negative: str = ""
 
     def __post_init__(self) -> None:
         for name, image in (("image", self.image), *((f"references[{i}]", r) for i, r in enumerate(self.references))):
@@ -119,6 +121,8 @@ class Edit:
         if self.mask is not None:
             _check_mask(self.mask, self.image)
         _check_prompt(self.prompt)
+        if self.negative:
+            _check_prompt(self.negative)
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise InvalidOption(f"steps is {self.steps}; give 1 to {MAX_STEPS}, or leave it out for the model's own.")
         if self.guidance is not None and not 0 <= self.guidance <= 100:

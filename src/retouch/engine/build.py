@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import torch
 from retouch.cache.disk import Disk
 from retouch.cache.store import Memory, Store
 from retouch.edit import InvalidOption
+from retouch.engine import savings as spared
 from retouch.engine.engine import MEMORY, Engine
+from retouch.engine.savings import SAVINGS
 from retouch.engine.scheduler import POLICIES
 from retouch.models import checkpoint, codec
+from retouch.models.adapter import Options
 from retouch.models.base import Document, Prompt
 from retouch.models.dtype import choose
-from retouch.models.flux2 import Flux2, Options
+from retouch.models.families import adapter_of
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +32,26 @@ DISK = 8 << 30
 def load(
     model: str = "retouch-mini", dtype: str = "auto", device: str = "auto", options: Options | None = None,
     cache: Path | None = None, policy: str = "first-come", tokens: int | None = None, queue: int = 1000,
-    beside: int | None = None, memory: int = MEMORY, host: int = 0, disk: int = DISK,
+    beside: int | None = None, memory: int = MEMORY, host: int = 0, disk: int = DISK, savings: tuple[str, ...] = SAVINGS,
 ) -> Engine:  # fmt: skip
     """An engine on a bundled checkpoint, a directory or a hub name.
 
     `memory`, `host` and `disk` are bytes of encoded documents kept on the device, in host memory, and in the folder `cache`,
     where one is given: what lies there outlives the engine. `beside` threads encode and decode beside the loop: by default
-    one on a GPU; on a CPU none, as they would only take its cores from the step.
+    one on a GPU; on a CPU none, as they would only take its cores from the step. `savings` are those of `savings.SAVINGS` that
+    are to be had; the others are left off, whatever else is said.
 
     Raises UnknownCheckpoint, CheckpointMismatch, and InvalidOption for a policy, dtype or device that is not there.
     """
     if policy not in POLICIES:
         raise InvalidOption(f"policy is {policy!r}; give one of {', '.join(POLICIES)}.")
+    spared.check(savings)
     place = _device(device)
     path = checkpoint.find(model)
     chosen = choose(dtype, place)
     pipeline, family = checkpoint.read(path, chosen)
     log.info("%s: %s on %s in %s", path.name, type(pipeline).__name__, place, str(chosen).removeprefix("torch."))
-    served = Flux2(pipeline.to(place), family, _fingerprint(path), options or Options())
+    served = adapter_of(family)(pipeline.to(place), family, _fingerprint(path), _computed(options or Options(), savings))
     documents: Store[Document] = Store(Memory("device", memory))
     prompts: Store[Prompt] = Store(Memory("device", memory // 8))
     if cache is not None:
@@ -55,8 +61,17 @@ def load(
     if host:
         move, back = partial(codec.moved, device=torch.device("cpu")), partial(codec.moved, device=place)
         documents = Store(documents.tiers[0], Memory("host", host, move, back), *documents.tiers[1:])
+    if "documents" not in savings:
+        documents = Store(Memory("device", 0))
+    if "prompts" not in savings:
+        prompts = Store(Memory("device", 0))
+    tokens = tokens if "packing" in savings else 1  # of which every step takes one edit
     threads = int(place.type == "cuda") if beside is None else beside
     return Engine(served, POLICIES[policy](), tokens, queue, documents, prompts, Store(Memory("host", memory // 8)), threads)
+
+
+def _computed(options: Options, savings: tuple[str, ...]) -> Options:
+    return options if "mask" in savings else replace(options, whole=True, halo=None)
 
 
 def _fingerprint(path: Path) -> str:

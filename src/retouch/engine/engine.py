@@ -280,8 +280,8 @@ class Engine:
         prompts: list[Prompt] = []
         with self._timed(usage, "prompt"):
             for text in [edit.prompt] if other is None else [edit.prompt, other]:
-                key = model.prompt_key(text, edit.tenant)
-                prompt, hit = self.prompts.get(key, lambda text=text: model.encode_prompt(text, edit.tenant))  # type: ignore[misc]
+                key = model.prompt_key(text, edit.tenant, frame)
+                prompt, hit = self.prompts.get(key, partial(model.encode_prompt, key, text, document))
                 prompts.append(prompt)
                 hits += ["prompt"] * hit
         with self._timed(usage, "start"):

@@ -65,11 +65,11 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
     import torch
 
     from retouch.engine.build import load
-    from retouch.models.flux2 import Options as Kept
+    from retouch.models.adapter import Options as Kept
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    names = ("model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk")
+    names = ("model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings")
     kept = Kept(keys=options.documents)
     engine = load(options=kept, **{name: getattr(options, name) for name in names})
     model: Any = engine.model

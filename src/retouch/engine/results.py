@@ -28,7 +28,7 @@ def key_of(edit: Edit, frame: Frame, steps: int) -> str:
     """All that the answer depends on: the document's key has the weights, the dtype and the tenant in it."""
     x0, y0, x1, y1 = box = changed_box(edit)
     digest = hashlib.blake2b(frame.key.encode(), digest_size=20)
-    asked = (frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance)
+    asked = (frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance, edit.negative)
     digest.update(repr(asked).encode())
     digest.update(edit.image[y0:y1, x0:x1].tobytes())
     if edit.mask is not None:

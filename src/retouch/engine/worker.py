@@ -25,6 +25,7 @@ import numpy as np
 
 from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
 from retouch.engine.process import receive, serve, write
+from retouch.engine.savings import SAVINGS
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Options:
     disk: int = 8 << 30
     threads: int | None = None
     documents: str = "exact"
+    savings: tuple[str, ...] = SAVINGS
     log_level: int = logging.WARNING
 
 

@@ -60,14 +60,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """An encoded prompt: `embedded` (T, joint_attention_dim)."""
+    """An encoded prompt: `embedded` (T, joint_attention_dim), and the `pooled` (dim,) whole of it where the family has that."""
 
     key: str
     embedded: Tensor
+    pooled: Tensor | None = None
 
     @property
     def bytes(self) -> int:
-        return self.embedded.nbytes
+        return self.embedded.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,9 +76,9 @@ class Job:
     """An Edit in flight. All that changes from step to step is here.
 
     `cells` (N,) int64 are the flat indices of the computed cells, `latents` (N, C) float32 their noisy tokens, `noise`
-    (N, C) what they started from. `known` (N,) bool marks cells outside the mask (only where every cell is computed).
-    `sigmas` has one more entry than there are steps and ends at 0; `step` counts the steps done. `estimate` (N, C) is what
-    the last step took the clean tokens for.
+    (N, C) what they started from; `condition` (N, C') are channels that go beside them into every step. `known` (N,) bool
+    marks cells outside the mask (only where every cell is computed). `sigmas` has one more entry than there are steps and ends
+    at 0; `step` counts the steps done. `estimate` (N, C) is what the last step took the clean tokens for.
     """
 
     edit: Edit
@@ -91,6 +92,7 @@ class Job:
     latents: Tensor
     noise: Tensor
     sigmas: tuple[float, ...]
+    condition: Tensor | None = None
     step: int = 0
     estimate: Tensor | None = None
     usage: Usage = field(default_factory=Usage)
@@ -108,6 +110,21 @@ class Job:
         return self.sigmas[self.step]
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a family has of the fast path, in the words that `retouch models` prints.
+
+    `packing`: which edits share a step. `masked`: computing the masked cells alone. `document`: what of a document is kept for
+    later edits of it. `guidance`: none, embedded or two passes. `references`: further pictures an edit may bring.
+    """
+
+    packing: str
+    masked: str
+    document: str
+    guidance: str
+    references: int
+
+
 class EditModel(Protocol):
     """A family adapter. It keeps no state of any edit; the keys say which Documents and Prompts may be shared.
 
@@ -123,8 +140,8 @@ class EditModel(Protocol):
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
         """(image tokens of one step, steps): what an edit will cost, before anything is encoded."""
 
-    def prompt_key(self, text: str, tenant: str) -> str:
-        """The key of a text's Prompt."""
+    def prompt_key(self, text: str, tenant: str, frame: Frame) -> str:
+        """The key of a text's Prompt, which may look at the frame too."""
 
     def negative(self, edit: Edit) -> str | None:
         """The text of the second prompt where the edit is guided by one, else None. Raises InvalidOption."""
@@ -132,7 +149,7 @@ class EditModel(Protocol):
     def encode_document(self, frame: Frame) -> Document:
         """Latents and reference keys and values: of the frame's pixels, and of nothing else of the edit."""
 
-    def encode_prompt(self, text: str, tenant: str) -> Prompt:
+    def encode_prompt(self, key: str, text: str, document: Document) -> Prompt:
         """Raises InvalidPrompt when the text has more tokens than the model reads."""
 
     def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ BUNDLED = Path(__file__).parent / "bundled"
 class Family:
     """What the pipeline class of a checkpoint says about how it is run.
 
-    `cached`: references attend to themselves at timestep 0, so their keys and values can be kept (FLUX.2-klein-KV); else
-    they run along. `guidance`: the default, embedded or classifier-free; None where the checkpoint is distilled. `grey`: it
-    has always seen a document, so a picture from nothing starts from a grey one instead of none.
+    `adapter` names its family's class in `families.ADAPTERS`. `masked`: trained to compute the masked cells alone.
+    `references`: further pictures that it looks at. `cached`: references attend to themselves at timestep 0, so their keys and
+    values can be kept (FLUX.2-klein-KV); else they run along. `guidance`: the default, embedded or by a second pass; None where
+    the checkpoint is distilled. `grey`: it has always seen a document, so a picture from nothing starts from a grey one instead
+    of none.
     """
 
-    cached: bool
+    cached: bool = False
+    adapter: str = "flux2"
+    masked: bool = False
+    references: int = 15
     embeds_guidance: bool = False
     steps: int = 4
     guidance: float | None = None
@@ -81,7 +86,7 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
         raise CheckpointMismatch(f"{path} is a {name}; served are {', '.join(FAMILIES)}.")
     family = FAMILIES[name]
     if index.get("is_distilled") is False and not family.embeds_guidance:
-        family = Family(cached=family.cached, steps=50, guidance=4.0)
+        family = replace(family, steps=50, guidance=4.0)
     own = path / "retouch.json"
     if own.is_file():
         said = _json(own)
@@ -90,8 +95,7 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
             raise CheckpointMismatch(
                 f"{own} has unknown settings {sorted(unknown)}; known are {sorted(Family.__dataclass_fields__)}."
             )
-        known = {field: getattr(family, field) for field in Family.__dataclass_fields__}
-        family = Family(**{**known, **said, "out_layers": tuple(said.get("out_layers", family.out_layers))})
+        family = replace(family, **{**said, "out_layers": tuple(said.get("out_layers", family.out_layers))})
     return name, family, index
 
 
@@ -101,7 +105,8 @@ def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
     for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0] is not None):
         if not (path / part).is_dir():
             raise CheckpointMismatch(f"{path} lacks the folder {part}/ that its model_index.json names ({library}).")
-    for part in ("transformer", "vae", "text_encoder"):
+    models = [part for part in index if isinstance(index[part], list) and (path / part / "config.json").is_file()]
+    for part in models:
         _check_files(path / part)
     quiet = [library.utils.logging for library in (diffusers, transformers)]
     for logger in quiet:
@@ -114,7 +119,7 @@ def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
     finally:
         for logger in quiet:
             logger.enable_progress_bar()
-    for part in ("transformer", "vae", "text_encoder"):
+    for part in models:
         _check_weights(path / part, getattr(pipeline, part))
     return pipeline, family
 

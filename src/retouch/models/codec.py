@@ -45,12 +45,13 @@ def load_document(data: bytes, device: torch.device) -> Document:
 
 
 def dump_prompt(prompt: Prompt) -> bytes:
-    return _dump(prompt.key, {"embedded": prompt.embedded})
+    pooled = {} if prompt.pooled is None else {"pooled": prompt.pooled}
+    return _dump(prompt.key, {"embedded": prompt.embedded, **pooled})
 
 
 def load_prompt(data: bytes, device: torch.device) -> Prompt:
     key, tensors = _load(data, device)
-    return Prompt(key, tensors["embedded"])
+    return Prompt(key, tensors["embedded"], tensors.get("pooled"))
 
 
 def _dump(key: str, tensors: dict[str, Tensor]) -> bytes:

@@ -60,8 +60,10 @@ class Packed:
         return spans
 
     def image(self, dtype: torch.dtype) -> Tensor:
-        """(image tokens, C): noisy latents, and after them reference tokens where the family runs them along."""
-        parts = [part for s in self.segments for part in (s.job.latents, s.job.document.reference)]
+        """(image tokens, C): noisy latents with their condition, and reference tokens after them where the family runs those
+        along.
+        """
+        parts = [part for s in self.segments for part in (_noisy(s.job), s.job.document.reference) if len(part)]
         return torch.cat(parts).to(dtype)
 
     def text(self, dtype: torch.dtype) -> Tensor:
@@ -106,6 +108,10 @@ class Packed:
     def _keys(self, layer: int, dtype: torch.dtype) -> list[tuple[Span, Tensor, Tensor]]:
         pairs = [(span, *document.keys[layer]) for span, document in self.documents]
         return [(span, dense(keys, dtype), dense(values, dtype)) for span, keys, values in pairs]
+
+
+def _noisy(job: Job) -> Tensor:
+    return job.latents if job.condition is None else torch.cat([job.latents, job.condition], -1)
 
 
 class Reference:

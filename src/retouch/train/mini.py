@@ -135,7 +135,7 @@ def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int],
     pipeline_of(parts).to("cpu", torch.bfloat16).save_pretrained(out)
     settings = {
         "steps": steps, "guidance": None, "out_layers": text.OUT_LAYERS, "max_sequence_length": text.MAX_LENGTH,
-        "pad_prompts": False, "max_side": 512, "grey": True,
+        "pad_prompts": False, "max_side": 512, "grey": True, "masked": True,
     }  # fmt: skip
     (out / "retouch.json").write_text(json.dumps(settings, indent=1) + "\n")
     parameters = {name: sum(p.numel() for p in parts[name].parameters()) for name in kept}

@@ -27,6 +27,7 @@ def edit_sheet(pipeline: Any, source: Source, path: Path, steps: int = 4) -> Non
         max_sequence_length=text.MAX_LENGTH,
         pad_prompts=False,
         max_side=512,
+        masked=True,
     )
     training = pipeline.transformer.training
     model = Flux2(pipeline, family)
@@ -46,7 +47,8 @@ def _edited(model: Flux2, scene: Scene, before: int, after: int, rng: np.random.
     prompt = caption(scene.stickers[before], scene.stickers[after], rng)
     edit = Edit(scene.pictures[before], prompt, scene.mask, seed=1)
     frame = model.frame(edit)
-    job = model.start(edit, frame, model.encode_document(frame), model.encode_prompt(prompt), None)
+    document = model.encode_document(frame)
+    job = model.start(edit, frame, document, model.encode_prompt("", prompt, document), None)
     while not job.done:
         model.step([job])
     return model.finish(job)

@@ -1,0 +1,301 @@
+"""What every family of latent diffusion does alike: the frame, the cells, the noise, the way back to pixels.
+
+A family is a subclass that says how pixels become tokens and back, how a text is read, which noise schedule there is, and what
+one packed call of its transformer gives (docs/models.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from retouch import picture
+from retouch.edit import Edit, InvalidOption
+from retouch.models import latents
+from retouch.models.base import Document, Frame, Job, Prompt, Traits
+from retouch.models.checkpoint import Family
+from retouch.models.compact import FORMS
+from retouch.models.packing import Packed, Segment
+from retouch.models.preview import Sketch
+
+Decode = Callable[[Tensor, tuple[int, int, int, int]], tuple[int, int, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an edit is computed.
+
+    `whole`: every cell is computed and known ones are re-noised at each step (the usual inpainting loop); False: masked cells
+    only, which is lossy where the checkpoint was not trained so; None: masked cells only where it was. `dilate`: cells added
+    around those that the mask touches. `halo`: cells of the document decoded around the edited ones (None: the whole picture
+    is decoded). `feather`: pixels over which the edit fades in, inside the mask. `keys`: how a document's keys and values are
+    kept: exact, or lossy as int8 or fp8.
+    """
+
+    whole: bool | None = None
+    dilate: int = 0
+    halo: int | None = 1
+    feather: int = 4
+    keys: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.keys != "exact" and self.keys not in FORMS:
+            raise InvalidOption(f"documents are kept as {self.keys!r}; give exact, {' or '.join(FORMS)}.")
+
+
+class Adapter(ABC):
+    """An `EditModel` over the parts of a diffusers pipeline. `pipeline` has a `vae`; the rest is the family's business."""
+
+    renoised = True
+    """Where every cell is computed, known ones are set back to the noised document after each step."""
+
+    def __init__(self, pipeline: Any, family: Family, fingerprint: str = "", options: Options | None = None) -> None:
+        self.family, self.options = family, options or Options()
+        self.vae = pipeline.vae.eval()
+        self.vae.decoder.to(memory_format=torch.channels_last)
+        self.vae.encoder.to(memory_format=torch.channels_last)
+        self.schedule = pipeline.scheduler.config
+        self.device, self.dtype = self._denoiser(pipeline).device, self._denoiser(pipeline).dtype
+        self.cell = self._cell_side()
+        self.whole = not family.masked if self.options.whole is None else self.options.whole
+        self._fingerprint = f"{fingerprint}|{self.dtype}|{self.options.keys}".encode()
+        self.sigmas = lru_cache(maxsize=256)(self._sigmas)
+        self._sketch: Sketch | None = None
+        self._fitting, self._reading, self._apart = threading.Lock(), threading.Lock(), threading.local()
+
+    @classmethod
+    @abstractmethod
+    def traits(cls, family: Family) -> Traits:
+        """What a checkpoint of this family has of the fast path."""
+
+    @abstractmethod
+    def _denoiser(self, pipeline: Any) -> Any:
+        """The transformer or UNet among the pipeline's parts."""
+
+    @abstractmethod
+    def _cell_side(self) -> int:
+        """Pixels along one side of a token's cell."""
+
+    @abstractmethod
+    def _encode(self, pixels: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8, sides multiples of the cell -> tokens (h, w, C) float32."""
+
+    @abstractmethod
+    def _pixels(self, tokens: Tensor) -> np.ndarray:
+        """Tokens (h, w, C) -> (h * cell, w * cell, 3) uint8."""
+
+    @abstractmethod
+    def _read(self, key: str, text: str, document: Document) -> Prompt:
+        """Raises InvalidPrompt. One thread at a time is in here."""
+
+    @abstractmethod
+    def _sigmas(self, steps: int, tokens: int) -> tuple[float, ...]:
+        """The checkpoint's own noise schedule, as its diffusers pipeline sets it; `steps` + 1 values down to 0."""
+
+    @abstractmethod
+    def _denoise(self, pack: Packed) -> Tensor:
+        """One call of the transformer: velocities (image tokens, C) of the pack."""
+
+    @abstractmethod
+    def encode_document(self, frame: Frame) -> Document: ...
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        lossy = () if self.options.keys == "exact" or not self.family.cached else (f"{self.options.keys} documents",)
+        return lossy if self.whole or self.family.masked else (*lossy, "masked tokens")
+
+    def frame(self, edit: Edit) -> Frame:
+        """The whole picture, or, where it is larger than the model's size, a crop around the mask with context."""
+        if len(edit.references) > (most := self.family.references):
+            wanted = f"at most {most} further pictures" if most else "no further pictures"
+            raise InvalidOption(f"this checkpoint looks at {wanted} beside the document; {len(edit.references)} are given.")
+        height, width = edit.image.shape[:2]
+        mask = np.ones((height, width), bool) if edit.mask is None else edit.mask
+        box, scale = picture.working_crop(mask, (width, height), self.family.max_side)
+        pixels = self._fit(edit.image[box[1] : box[3], box[0] : box[2], :3], scale)
+        references = []
+        for reference in edit.references:
+            shrink = min(1.0, self.family.max_side / max(reference.shape[:2]))
+            references.append(self._fit(reference[..., :3], shrink))
+        digest = hashlib.blake2b(self._fingerprint, digest_size=20)
+        digest.update(edit.tenant.encode() + b"\0")
+        for part in (pixels, *references):
+            digest.update(repr(part.shape).encode())
+            digest.update(b"blank" if edit.blank else part.tobytes())
+        return Frame(box, scale, pixels, tuple(references), digest.hexdigest(), edit.blank)
+
+    def _fit(self, pixels: np.ndarray, scale: float) -> np.ndarray:
+        """Scaled, and padded to whole cells by repeating the last row and column."""
+        if scale < 1:
+            size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+        missing = [-side % self.cell for side in pixels.shape[:2]]
+        return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
+
+    def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
+        grid = self._grid(frame)
+        tokens = grid[0] * grid[1] if self.whole else int(self._masked_cells(edit, frame, grid).sum())
+        return tokens * (1 if self.negative(edit) is None else 2), edit.steps or self.family.steps
+
+    def _grid(self, frame: Frame) -> tuple[int, int]:
+        return frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell
+
+    def prompt_key(self, text: str, tenant: str, frame: Frame) -> str:
+        return hashlib.blake2b(self._fingerprint + f"|{tenant}|{text}".encode(), digest_size=20).hexdigest()
+
+    def negative(self, edit: Edit) -> str | None:
+        if self.family.guidance is None and edit.guidance is not None:
+            raise InvalidOption("this checkpoint is distilled and takes no guidance; leave it out.")
+        guidance = self.family.guidance if edit.guidance is None else edit.guidance
+        if not self.family.embeds_guidance and guidance is not None and guidance > 1:
+            return edit.negative
+        if edit.negative:
+            raise InvalidOption("a negative prompt needs guidance by a second pass, which this edit has not; leave it out.")
+        return None
+
+    @torch.inference_mode()
+    def encode_prompt(self, key: str, text: str, document: Document) -> Prompt:
+        with self._reading:  # the one tokenizer is set to each text's length
+            return self._read(key, text, document)
+
+    @torch.inference_mode()
+    def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:
+        rows, columns = document.tokens.shape[:2]
+        masked = self._masked_cells(edit, frame, (rows, columns)).to(self.device)
+        cells = torch.arange(rows * columns, device=self.device) if self.whole else masked.nonzero()[:, 0]
+        noise = self._noise(edit.seed, document.tokens.shape).flatten(0, 1)[cells]
+        guidance = self.family.guidance if edit.guidance is None else edit.guidance
+        sigmas = self.sigmas(edit.steps or self.family.steps, rows * columns)
+        known = ~masked if self.whole and not bool(masked.all()) else None
+        job = Job(edit, frame, document, prompt, negative, guidance, cells, known, noise, noise, sigmas)
+        job.usage.tokens_whole = rows * columns * job.steps
+        return job
+
+    def _noise(self, seed: int, shape: Sequence[int]) -> Tensor:
+        """Noise tokens (h, w, C) of a seed, drawn in the order in which the family's diffusers pipeline draws it."""
+        rows, columns, channels = shape
+        noise = torch.randn((channels, rows, columns), generator=torch.Generator().manual_seed(seed))
+        return noise.permute(1, 2, 0).to(self.device)
+
+    def _masked_cells(self, edit: Edit, frame: Frame, grid: tuple[int, int]) -> Tensor:
+        """(rows * columns,) bool: the cells an edit may change."""
+        if edit.mask is None:
+            return torch.ones(grid[0] * grid[1], dtype=torch.bool)
+        return torch.from_numpy(latents.cells_of(self._framed_mask(edit, frame), self.cell, self.options.dilate).ravel())
+
+    def _framed_mask(self, edit: Edit, frame: Frame) -> np.ndarray:
+        """(height, width) bool in the frame's pixels, without what pads it to whole cells."""
+        if edit.mask is None:
+            return np.ones(frame.inner[::-1], bool)
+        x0, y0, x1, y1 = frame.box
+        mask = edit.mask[y0:y1, x0:x1]
+        if frame.scale < 1:
+            grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(frame.inner, Image.Resampling.BOX, reducing_gap=None)
+            mask = np.asarray(grey) > 0
+        return mask
+
+    @torch.inference_mode()
+    def step(self, jobs: Sequence[Job]) -> None:
+        pack = Packed([Segment(job, prompt) for job in jobs for prompt in (job.prompt, job.negative) if prompt])
+        out = pack.velocities(self._denoise(pack).float())
+        velocities = {(s.job, s.prompt): v for s, v in zip(pack.segments, out, strict=True)}
+        for job in jobs:
+            velocity = velocities[job, job.prompt]
+            if job.negative is not None and job.guidance is not None:
+                velocity = self._guided(velocity, velocities[job, job.negative], job.guidance)
+            self._advance(job, velocity)
+
+    def _guided(self, velocity: Tensor, without: Tensor, guidance: float) -> Tensor:
+        return without + guidance * (velocity - without)
+
+    def _advance(self, job: Job, velocity: Tensor) -> None:
+        """One Euler step; where every cell is computed, known ones go back to the document's, noised for the next step."""
+        sigma, following = job.sigmas[job.step], job.sigmas[job.step + 1]
+        job.estimate = job.latents - sigma * velocity
+        job.latents = job.latents + (following - sigma) * velocity
+        if job.known is not None and self.renoised:
+            clean = job.document.tokens.flatten(0, 1)[job.cells]
+            job.latents = torch.where(job.known[:, None], torch.lerp(clean, job.noise, following), job.latents)
+        job.step += 1
+        job.usage.steps = job.step
+        job.usage.tokens_computed += len(job.cells)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A stream of this thread's own on a GPU; a CPU has no such thing."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._apart, "stream"):
+            self._apart.stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._apart.stream):
+            yield
+
+    @torch.inference_mode()
+    def finish(self, job: Job) -> np.ndarray:
+        return self._composed(job, job.latents, self._decode)
+
+    @torch.inference_mode()
+    def preview(self, job: Job) -> np.ndarray:
+        assert job.estimate is not None
+        return self._composed(job, job.estimate, self._sketched)
+
+    def _composed(self, job: Job, computed: Tensor, decode: Decode) -> np.ndarray:
+        edit, frame = job.edit, job.frame
+        tokens = job.document.tokens.clone()
+        tokens.view(-1, tokens.shape[-1])[job.cells] = computed
+        y0, x0, crop = decode(tokens, self._region(job))
+        # Back to the picture's pixels: the region without what pads the frame to whole cells.
+        box = frame.box
+        width, height = frame.inner
+        crop = crop[: height - y0, : width - x0]
+        if frame.scale < 1:
+            full = frame.pixels[:height, :width].copy()
+            full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+            size = (box[2] - box[0], box[3] - box[1])
+            crop, y0, x0 = np.asarray(Image.fromarray(full).resize(size, Image.Resampling.BICUBIC)), 0, 0
+        left, top = box[0] + x0, box[1] + y0
+        place = (left, top, left + crop.shape[1], top + crop.shape[0])
+        mask = np.ones(edit.image.shape[:2], bool) if edit.mask is None else edit.mask
+        return picture.composite(edit.image, crop, mask, place, round(self.options.feather / frame.scale))
+
+    def _region(self, job: Job) -> tuple[int, int, int, int]:
+        """Rows and columns of cells that hold all masked ones: (top, bottom, left, right), half open."""
+        columns = job.document.tokens.shape[1]
+        cells = job.cells if job.known is None else job.cells[~job.known]
+        row, column = cells // columns, cells % columns
+        return int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1
+
+    def _sketched(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
+        """As `_decode`, by the preview's matrix."""
+        top, bottom, left, right = region
+        with self._fitting:
+            if self._sketch is None:
+                self._sketch = Sketch(self._encode, self.cell)
+        return top * self.cell, left * self.cell, self._sketch(tokens[top:bottom, left:right])
+
+    def _decode(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
+        """Decode the region with its halo; returns the region's first pixel row and column, and its pixels, uint8."""
+        top, bottom, left, right = region
+        halo = max(tokens.shape[:2]) if self.options.halo is None else self.options.halo
+        t, l = max(0, top - halo), max(0, left - halo)  # noqa: E741
+        part = tokens[t : min(tokens.shape[0], bottom + halo), l : min(tokens.shape[1], right + halo)]
+        pixels = self._pixels(part)
+        side = self.cell
+        inner = pixels[(top - t) * side : (bottom - t) * side, (left - l) * side : (right - l) * side]
+        return top * side, left * side, inner
