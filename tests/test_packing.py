@@ -120,17 +120,27 @@ def test_cells_are_those_the_mask_touches() -> None:
 @given(
     height=st.integers(20, 90), width=st.integers(20, 90), seed=st.integers(0, 10**6), channels=st.sampled_from([3, 4]),
     name=st.sampled_from([KV, KLEIN]), whole=st.booleans(), halo=st.sampled_from([None, 0, 1]), feather=st.integers(0, 6),
+    context=st.sampled_from([None, 0, 24]),
     side=st.sampled_from([64, 512]),
 )  # fmt: skip
 def test_pixels_outside_the_mask_are_bit_identical(
-    height: int, width: int, seed: int, channels: int, name: str, whole: bool, halo: int | None, feather: int, side: int
+    height: int,
+    width: int,
+    seed: int,
+    channels: int,
+    name: str,
+    whole: bool,
+    halo: int | None,
+    feather: int,
+    side: int,
+    context: int | None,
 ) -> None:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
     mask = rng.random((height, width)) < rng.choice([0.001, 0.05, 0.9])
     top, left = rng.integers(height), rng.integers(width)
     mask[top : top + rng.integers(1, 40), left : left + rng.integers(1, 40)] = True
-    model = tiny.model(name, {"max_side": side}, Options(whole=whole, halo=halo, feather=feather))
+    model = tiny.model(name, {"max_side": side}, Options(whole=whole, halo=halo, feather=feather, context=context))
     answer = Engine(model).edit([Edit(image, "a cat", mask, seed=seed, steps=1)])[0].image
     assert answer.shape == image.shape
     assert np.array_equal(answer[~mask], image[~mask])
@@ -166,3 +176,22 @@ def test_mirrored_and_read_only_pictures_are_taken() -> None:
     image.flags.writeable = False
     answer = Engine(tiny.model(KV)).edit([Edit(image, "a cat", box(64, 80, 8, 8, 16, 16), steps=1)])[0]
     assert answer.image.shape == image.shape
+
+
+def test_with_context_the_model_sees_the_surroundings_of_the_mask_alone() -> None:
+    model = tiny.model(KV, options=Options(context=20))
+    photo = tiny.photo(128, 160)
+    near, nearer, far = (np.zeros((128, 160), bool) for _ in range(3))
+    near[50:70, 60:80], nearer[51:68, 62:79], far[100:120, 130:150] = True, True, True
+    frames = [model.frame(Edit(photo, "a red apple", mask)) for mask in (near, nearer, far)]
+    assert frames[0].box == (32, 16, 112, 96)
+    assert frames[0].key == frames[1].key != frames[2].key
+    changed = photo.copy()
+    changed[:10, :10] = 0
+    assert model.frame(Edit(changed, "a red apple", near)).key == frames[0].key
+    (answer,) = Engine(model).edit([Edit(photo, "a red apple", near)])
+    assert answer.usage.approximate == ("context of 20 px",)
+    assert np.array_equal(answer.image[~near], photo[~near])
+    assert model.frame(Edit(photo, "a red apple")).box == (0, 0, 160, 128)
+    with pytest.raises(InvalidOption, match="context is -1"):
+        Options(context=-1)

@@ -400,3 +400,20 @@ def test_the_crop_of_a_24_megapixel_photo():
     assert picture.working_crop(corner, (6000, 4000), 512) == ((5488, 0, 6000, 512), 1.0)
     strip = picture.box_mask((100, 0, 10, 100), (4000, 100))
     assert picture.working_crop(strip, (4000, 100), 512) == ((0, 0, 512, 100), 1.0)
+
+
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.integers(0, 89), st.integers(0, 89), st.integers(0, 60),
+    st.sampled_from([1.0, 8.0, 16.0, 20.5]),
+)  # fmt: skip
+def test_around_holds_the_mask_and_its_context(width, height, x, y, context, cell):
+    mask = np.zeros((height, width), bool)
+    x, y = x % width, y % height
+    mask[y, x] = True
+    x0, y0, x1, y1 = picture.around(mask, (0, 0, width, height), context, cell)
+    assert 0 <= x0 <= max(0, x - context)
+    assert min(width, x + 1 + context) <= x1 <= width
+    assert 0 <= y0 <= max(0, y - context)
+    assert min(height, y + 1 + context) <= y1 <= height
+    assert max(0, x - context) - x0 <= cell
+    assert x1 - min(width, x + 1 + context) <= cell

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from retouch import png
 from retouch.edit import ImageTooLarge, InvalidImage, InvalidMask, InvalidOption, OutputFailed
@@ -66,19 +66,7 @@ def read(source: Source, max_pixels: int = MAX_PIXELS) -> Picture:
     before anything is unfolded. Raises InvalidImage or ImageTooLarge.
     """
     data, name = _bytes(source)
-    if not data:
-        raise InvalidImage(f"{name} is empty; give a picture.")
-    try:
-        image = Image.open(io.BytesIO(data), formats=READABLE)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"{name} has more than {max_pixels / 1e6:,.0f} megapixels; scale it down.") from error
-    except Exception as error:  # a decoder may raise anything on hostile bytes
-        known = ", ".join(READABLE)
-        raise InvalidImage(f"{name} is not a picture, or its start is damaged; give one of {known}.") from error
-    if image.width * image.height > max_pixels:
-        raise ImageTooLarge(
-            f"{name} is {image.width} x {image.height}, more than {max_pixels / 1e6:,.0f} megapixels; scale it down."
-        )
+    image = _opened(data, name, max_pixels)
     deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in image.tile)
     try:
         image.load()
@@ -92,6 +80,28 @@ def read(source: Source, max_pixels: int = MAX_PIXELS) -> Picture:
         log.warning("%s has more than 8 bits a channel; it is read, edited and written with 8.", name)
     icc = image.info.get("icc_profile")
     return Picture(pixels, icc if isinstance(icc, bytes) and icc[16:20] == b"RGB " else None, exif)
+
+
+def measured(source: Source, max_pixels: int = MAX_PIXELS) -> Size:
+    """Width and height as they lie in the file, of which nothing is unfolded. Raises as `read` does."""
+    return _opened(*_bytes(source), max_pixels).size
+
+
+def _opened(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    if not data:
+        raise InvalidImage(f"{name} is empty; give a picture.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=READABLE)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"{name} has more than {max_pixels / 1e6:,.0f} megapixels; scale it down.") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        known = ", ".join(READABLE)
+        raise InvalidImage(f"{name} is not a picture, or its start is damaged; give one of {known}.") from error
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"{name} is {image.width} x {image.height}, more than {max_pixels / 1e6:,.0f} megapixels; scale it down."
+        )
+    return image
 
 
 def _bytes(source: Source) -> tuple[bytes, str]:
@@ -396,6 +406,17 @@ def working_crop(mask: np.ndarray, size: Size, target: int) -> tuple[Box, float]
     left = min(max(x0 - (crop_w - w) // 2, 0), width - crop_w)
     top = min(max(y0 - (crop_h - h) // 2, 0), height - crop_h)
     return (left, top, left + crop_w, top + crop_h), min(1.0, target / max(crop_w, crop_h))
+
+
+def around(mask: np.ndarray, box: Box, context: float, cell: float) -> Box:
+    """The part of `box` that lies within `context` of the mask's bounds, in whole cells from the box's corner, so that masks
+    that differ a little get the same part. All in the picture's pixels.
+    """
+    x0, y0, x1, y1 = bounds(mask)
+    low = [int(max(0.0, (at - start - context) // cell * cell)) for at, start in ((x0, box[0]), (y0, box[1]))]
+    high = [int(-((start - at - context) // cell) * cell) for at, start in ((x1, box[0]), (y1, box[1]))]
+    right, bottom = min(box[2], box[0] + high[0]), min(box[3], box[1] + high[1])
+    return box[0] + low[0], box[1] + low[1], right, bottom
 
 
 def _line(error: BaseException) -> str:

@@ -69,8 +69,10 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    names = ("model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings")
-    kept = Kept(keys=options.documents)
+    names = (
+        "model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings", "adapters",
+    )  # fmt: skip
+    kept = Kept(keys=options.documents, context=options.context, refresh=options.refresh)
     engine = load(options=kept, **{name: getattr(options, name) for name in names})
     model: Any = engine.model
     info = {

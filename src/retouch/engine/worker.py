@@ -55,7 +55,10 @@ class Options:
     disk: int = 8 << 30
     threads: int | None = None
     documents: str = "exact"
+    context: int | None = None
     savings: tuple[str, ...] = SAVINGS
+    adapters: Path | None = None
+    refresh: str | None = None
     log_level: int = logging.WARNING
 
 
