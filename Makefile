@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint bench install install-dev clean
+.PHONY: demo test lint bench bench-peers install install-dev clean
 
 demo: install
 	$(BIN)/retouch demo $(ARGS)
@@ -36,5 +36,17 @@ $(BIN)/python:
 	$(PIP) -e ".[dev]"
 	@touch $@
 
+# One environment a peer of the comparison: bench/peers/environments/NAME.txt into bench/peers/.venvs/NAME.
+PEERS := $(patsubst bench/peers/environments/%.constraints.txt,bench/peers/.venvs/%/.installed,$(wildcard bench/peers/environments/*.constraints.txt))
+
+bench-peers: $(PEERS)
+
+bench/peers/.venvs/%/.installed: bench/peers/environments/%.txt bench/peers/environments/%.constraints.txt
+	@echo "Installing the peer environment $* (once; a minute or two, 1.3 GB)"
+	$(PYTHON) -m venv bench/peers/.venvs/$*
+	bench/peers/.venvs/$*/bin/python -m pip --disable-pip-version-check install --quiet -c $(word 2,$^) torch
+	bench/peers/.venvs/$*/bin/python -m pip --disable-pip-version-check install --quiet -c $(word 2,$^) -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv out build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv bench/peers/.venvs out build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

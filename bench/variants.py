@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ceiling import decoder, document, encoder, packed_step, prompt
-from peers import Peer
+from pipelines import Peer
 from retouch.cache.store import Memory, Store
 from retouch.edit import Edit
 from retouch.engine import Engine

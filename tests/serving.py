@@ -1,6 +1,7 @@
 """A live server around a worker that paints: the shared pieces of the tests of the serve room.
 
-`python tests/serving.py SECONDS` serves such a worker, which takes SECONDS an edit, in a process of its own.
+`python tests/serving.py SECONDS [DRAIN [FILE]]` serves such a worker, which takes SECONDS an edit, in a process of its own, and
+records into FILE.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,7 +32,7 @@ from retouch.edit import Edit, Edited, QueueFull, Usage, WorkerLost
 from retouch.engine.worker import Options
 from retouch.serve import listening
 from retouch.serve.listening import Server
-from retouch.serve.settings import Settings
+from retouch.serve.settings import Recording, Settings
 
 PATIENCE = 20.0
 """Seconds after which what has not happened is not going to."""
@@ -163,7 +165,9 @@ def painted(edit: Edit, shade: int = 9) -> np.ndarray:
 def usage_of(edit: Edit) -> Usage:
     steps, tokens = edit.steps or 4, edit.image.shape[0] * edit.image.shape[1] // 256
     share = 1.0 if edit.mask is None else float(edit.mask.mean())
-    return Usage({"document": 0.5, "step": 0.25}, max(1, round(tokens * share)) * steps, tokens * steps, 7, steps, ("prompt",))
+    return Usage(
+        {"document": 0.5, "step": 0.25}, max(1, round(tokens * share)) * steps, tokens * steps, 7, steps, cache_hits=("prompt",)
+    )
 
 
 class Serving:
@@ -308,5 +312,6 @@ def refused(response: httpx.Response, status: int, code: str, param: str | None 
 
 
 if __name__ == "__main__":
-    settings = Settings(port=0, drain_seconds=float(sys.argv[2]) if len(sys.argv) > 2 else 20)
+    recording = Recording(Path(sys.argv[3])) if len(sys.argv) > 3 else None
+    settings = Settings(port=0, drain_seconds=float(sys.argv[2]) if len(sys.argv) > 2 else 20, record=recording)
     serve.run(settings, Painter(seconds=float(sys.argv[1])), serve._listen(settings))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import ceiling
 import edit_latency
 import report
 import variants
-from peers import Peer
+from pipelines import Peer
 from retouch import record
 from retouch.engine import Engine
 from shapes import build

@@ -254,7 +254,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_the_books_say_what_the_answers_said(address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = (Tenant("Łódź", "a"), Tenant("ben", "b"))
+    keys = (Tenant("Łódź", "a"), Tenant("ben", "b", operator=True))
     with Serving(Settings(price=3.6, tenants=keys, ledger=address)) as server:
         server.client.headers["Authorization"] = "Bearer a"
         answers = [server.edit(IMAGE, HOLE, n=n, seed=n).json() for n in (1, 3)]

@@ -23,7 +23,7 @@ from retouch.train.concepts import COLOURABLE, HUES, SEEN
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     tiny.pipeline("Flux2KleinKVPipeline").save_pretrained(folder)
-    settings = {"out_layers": tiny.LAYERS, "pad_prompts": False, "max_side": 512, "max_sequence_length": 64}
+    settings = {"out_layers": tiny.LAYERS, "pad_prompts": False, "max_side": 512, "max_sequence_length": 64, "masked": True}
     (folder / "retouch.json").write_text(json.dumps(settings))
     return folder
 

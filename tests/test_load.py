@@ -20,20 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from retouch import cli, picture, record
+from retouch import cli, picture, record, trace
 from retouch.edit import Edit, InvalidOption, RetouchError, Usage
 from retouch.engine import Engine
-from retouch.measure import endpoint, load_command, summary, trace, traffic
+from retouch.measure import endpoint, load_command, summary, traffic
 from retouch.measure.endpoint import EXTENSIONS, Endpoint
-from retouch.measure.fields import InvalidTrace
 from retouch.measure.load import Answer, Replay, closed_loop, open_loop, saturation
-from retouch.measure.masks import Shape
-from retouch.measure.pictures import Pictures, hash_of
+from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Call, Plan, of_edits, of_trace
 from retouch.measure.targets import Failed, InProcess, Served
-from retouch.measure.trace import Request, Result, Trace, View
 from retouch.measure.traffic import Knobs
 from retouch.serve.settings import Settings, Tenant
+from retouch.trace import InvalidTrace, Request, Result, Shape, Trace, View, hash_of
 from serving import Painter, Serving
 
 WHERE = record.environment()

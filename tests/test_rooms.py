@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "retouch"
 
 FLOORS = {
-    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices", "ledger"], 0),
+    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices", "ledger", "trace"], 0),
     **dict.fromkeys(["kernels", "cache"], 1),
     "models": 2,
     **dict.fromkeys(["train", "passes"], 3),
@@ -25,7 +25,7 @@ DIFFUSERS = {"models", "train"}
 
 NO_TORCH = {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"} | {
     f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")
-}
+} | {f"trace/{name}" for name in ("__init__", "fields", "format", "shape")}
 HEAVY = ("torch", "ray", "fastapi", "diffusers", "transformers")
 
 

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from retouch.engine.worker import Options
-from retouch.serve.runs import Order, Run
+from retouch.serve.orders import Order
+from retouch.serve.runs import Run
 from retouch.serve.settings import Settings
 from serving import PATIENCE, Painter, Serving, alpha_mask, area, data_url, encoded, events, form, photo
 

@@ -26,7 +26,7 @@ PROMPT = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"]}
 
 def test_a_server_with_keys_wants_one() -> None:
     digest = "sha256:" + hashlib.sha256(b"secret").hexdigest().upper()
-    tenants = (Tenant("ann", "plain"), Tenant("ben", digest))
+    tenants = (Tenant("ann", "plain"), Tenant("ben", digest, operator=True))
     with Serving(Settings(tenants=tenants)) as server:
         bad = ["", "Bearer", "Bearer wrong", "Basic plain", f"Bearer {digest}", "plain", b"Bearer \xff"]
         for headers in ({"Authorization": value} if value else {} for value in bad):
@@ -46,7 +46,8 @@ def test_a_server_with_keys_wants_one() -> None:
             assert answer.status_code == 200
         assert [one.edit.tenant for one in server.worker.asked] == ["ann", "ben"]
         assert server.get("/healthz").status_code == server.get("/readyz").status_code == 200
-        assert 'retouch_dollars_total{tenant="ben"}' in server.get("/metrics").text
+        told = server.get("/metrics", headers={"Authorization": "Bearer secret"}).text
+        assert 'retouch_dollars_total{tenant="ann"}' in told
 
 
 def test_tenants_do_not_see_each_other() -> None:

@@ -15,14 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retouch import cli, picture
+from retouch import cli, picture, trace
 from retouch.edit import InvalidMask, InvalidOption, OutputFailed
-from retouch.measure import figures, masks, prompts, published, trace, traffic
-from retouch.measure.fields import InvalidTrace
-from retouch.measure.masks import KINDS, Shape, random_shape
-from retouch.measure.pictures import Pictures, another, hash_of
-from retouch.measure.trace import Request, Result, Trace, View
+from retouch.measure import figures, masks, prompts, published, traffic
+from retouch.measure.masks import KINDS, random_shape
+from retouch.measure.pictures import Pictures, another
 from retouch.measure.traffic import MIXES, Knobs
+from retouch.trace import InvalidTrace, Request, Result, Shape, Trace, View, hash_of
 
 ROOT = Path(__file__).parent.parent
 CARD = (ROOT / "src/retouch/models/bundled/retouch-mini/README.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from diffusers import (
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from retouch.models.adapter import Options
-from retouch.models.checkpoint import Family
+from retouch.models.checkpoint import FAMILIES, Family
 from retouch.models.flux2 import Flux2
 from retouch.train.text import build_tokenizer
 
@@ -88,6 +89,21 @@ def model(name: str, family: dict[str, Any] | None = None, options: Options | No
         name,
         options or Options(halo=None, feather=0),
     )
+
+
+def of_family(name: str, options: Options, **family: Any) -> Any:
+    """A model of any pipeline class in FAMILIES, as its family's own tests make it; its weights are its own, and the same each
+    time.
+    """
+    made_in = importlib.import_module("tiny" if name in PIPELINES else f"test_{FAMILIES[name].adapter}")
+    made_in.parts.cache_clear()
+    try:
+        if name in PIPELINES:
+            return model(name, family, options)
+        extra = family if FAMILIES[name].adapter != "sdxl" else {}
+        return made_in.model(*(() if extra is family else (9,)), name=name, options=options, **extra)
+    finally:
+        made_in.parts.cache_clear()
 
 
 def photo(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import retouch
 from retouch.edit import Edit, Edited, InvalidMask, InvalidOption, RetouchError
@@ -25,9 +25,13 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 FORWARDED = {
     "serve": "serve edits over HTTP, with a studio page",
+    "models": "which model families are served, and what each has; what a checkpoint is",
+    "filter": "one-shot filters: remove-background, upscale, or any that a TOML describes",
     "demo": "edit the bundled photos with plain diffusers and with Retouch; a sheet and a table",
     "trace": "`trace make` makes a workload of edits from a seed, `trace show` tells its statistics",
     "load": "replay a trace against a server, or an engine in this process, and measure",
+    "bench": "what a million edits cost, rung by rung of the savings, beside the peers",
+    "quality": "how good the answers are against known truths, and whether a fast path is as good as a plain one",
     "cost": "what the served edits took and cost, by tenant, model, stage or day",
     "train": "`train mini` makes the bundled checkpoint, `train judge` measures one",
 }
@@ -56,8 +60,12 @@ def _forward(command: str, rest: list[str]) -> int:
     """Run a command that reads its own options."""
     if command in ("demo", "serve"):
         return int(importlib.import_module(f"retouch.{command}").main(rest) or 0)
-    if command in ("trace", "load"):
+    if command in ("trace", "load", "bench", "quality"):
         return int(importlib.import_module(f"retouch.measure.{command}_command").main(rest) or 0)
+    if command == "models":
+        return int(importlib.import_module("retouch.models.table").main(rest) or 0)
+    if command == "filter":
+        return int(importlib.import_module("retouch.engine.filter_command").main(rest) or 0)
     if command == "cost":
         return int(importlib.import_module("retouch.measure.cost").main(rest) or 0)
     what, *options = rest or [""]
@@ -93,6 +101,9 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="denoising steps (default: the model's own)")
     add("--guidance", type=float, help="guidance scale (default: the model's own)")
     add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
+    add("--adapter", action="append", default=[], metavar="NAME[=SCALE]", help="a LoRA to wear; repeatable")
+    add("--adapters", type=Path, metavar="DIR", help="the folder of such adapters")
+    add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th; between, the mask alone (all full)")
     add("--dtype", choices=DTYPES, default="auto", help="auto takes what is fastest on this machine")
     add("--cache", metavar="DIR", help="keep what is encoded there: the next edit of the same picture starts at once")
     add("-o", "--output", required=True, metavar="FILE", help=".png, .webp (both exact) or .jpg; -n 3 adds -1, -2, -3")
@@ -110,13 +121,25 @@ def edit(args: argparse.Namespace) -> None:
     edits = _edits(args, photo)
 
     start = time.perf_counter()
-    engine = retouch.load(args.model, dtype=args.dtype, cache=Path(args.cache) if args.cache else None)
+    engine = retouch.load(args.model, dtype=args.dtype, cache=Path(args.cache) if args.cache else None, **_extra(args))
     loaded = time.perf_counter()
     edited = _with_progress(engine.edit, edits)
     done = time.perf_counter()
     engine.close()
     picture.write_all([(path, one.image) for path, one in zip(outputs, edited, strict=True)], like=photo)
     _report(edited, outputs, load=loaded - start, wall=done - loaded)
+
+
+def _extra(args: argparse.Namespace) -> dict[str, Any]:
+    """What else `retouch.load` is to be told, where it is asked for."""
+    if args.adapter and args.adapters is None:
+        raise InvalidOption("--adapter names one of a folder; give that with --adapters DIR.")
+    extra: dict[str, Any] = {} if args.adapters is None else {"adapters": args.adapters}
+    if args.refresh is not None:
+        from retouch.models.adapter import Options
+
+        extra["options"] = Options(refresh=args.refresh)
+    return extra
 
 
 def _outputs(path: Path, n: int) -> list[Path]:
@@ -135,6 +158,7 @@ def _edits(args: argparse.Namespace, photo: Picture) -> list[Edit]:
     masks += [picture.box_mask(_box(text), photo.size) for text in args.box]
     mask = picture.union(masks) if masks else None
     references = tuple(picture.read(path).pixels for path in args.reference)
+    adapters = tuple(_adapter(text) for text in args.adapter)
     return [
         Edit(
             image=photo.pixels,
@@ -144,6 +168,7 @@ def _edits(args: argparse.Namespace, photo: Picture) -> list[Edit]:
             seed=args.seed + i,
             steps=args.steps,
             guidance=args.guidance,
+            adapters=adapters,
         )
         for i in range(args.n)
     ]
@@ -155,6 +180,14 @@ def _box(text: str) -> tuple[int, int, int, int]:
     except ValueError as error:
         raise InvalidMask(f"box {text!r} is not x,y,width,height in whole pixels, such as 120,80,96,96.") from error
     return x, y, w, h
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    name, _, scale = text.partition("=")
+    try:
+        return name, float(scale or 1)
+    except ValueError as error:
+        raise InvalidOption(f"adapter {text!r} is not NAME or NAME=SCALE, such as ink=0.8.") from error
 
 
 def _with_progress(

@@ -56,6 +56,18 @@ class CheckpointMismatch(RetouchError):
     status = 422
 
 
+class UnknownAdapter(RetouchError):
+    """No LoRA adapter of that name, or no folder of them."""
+
+    status = 404
+
+
+class AdapterMismatch(RetouchError):
+    """The adapter is there, but it was made for another model, is of another kind, or lacks weights."""
+
+    status = 422
+
+
 class QueueFull(RetouchError):
     """As many edits wait as may; a later try, `retry_after` seconds from now, will find room."""
 
@@ -98,7 +110,8 @@ class Edit:
     `references` are further pictures the model may look at, same form as `image`, any size.
     `steps` and `guidance` default to the checkpoint's own. `deadline` is in seconds from submission. `blank`: there is no
     document, `image` gives the size alone (text to image). `reuse`: a finished result of the very same edit may be the answer.
-    `negative` says what an edit that is guided by a second pass is to keep away from.
+    `negative` says what an edit that is guided by a second pass is to keep away from. `adapters` are names of LoRA adapters and
+    their scales.
     """
 
     image: np.ndarray
@@ -114,6 +127,7 @@ class Edit:
     blank: bool = False
     reuse: bool = True
     negative: str = ""
+    adapters: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name, image in (("image", self.image), *((f"references[{i}]", r) for i, r in enumerate(self.references))):
@@ -123,6 +137,7 @@ class Edit:
         _check_prompt(self.prompt)
         if self.negative:
             _check_prompt(self.negative)
+        _check_adapters(self.adapters)
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise InvalidOption(f"steps is {self.steps}; give 1 to {MAX_STEPS}, or leave it out for the model's own.")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
@@ -141,7 +156,8 @@ class Usage:
 
     `seconds` is device time by stage (document, prompt, step, finish), a shared step split by tokens.
     `tokens_computed` counts image tokens over all steps, `tokens_whole` what the whole picture would have taken, `tokens_text`
-    those of the prompt. `approximate` names what makes the answer differ from the plain model's; empty: nothing does.
+    those of the prompt. `kept_bytes` is the most that was kept from step to step for partial steps. `approximate` names what
+    makes the answer differ from the plain model's; empty: nothing does.
     `dollars` is None where no price is known.
     """
 
@@ -153,6 +169,7 @@ class Usage:
     cache_hits: tuple[str, ...] = ()
     approximate: tuple[str, ...] = ()
     dollars: float | None = None
+    kept_bytes: int = 0
 
     @property
     def tokens_saved(self) -> int:
@@ -189,6 +206,14 @@ def _check_mask(mask: np.ndarray, image: np.ndarray) -> None:
         )
     if not mask.any():
         raise InvalidMask("the mask is empty: mark at least one pixel, or leave it out to edit the whole picture.")
+
+
+def _check_adapters(adapters: tuple[tuple[str, float], ...]) -> None:
+    for name, scale in adapters:
+        if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= 100:
+            raise InvalidOption(f"adapter {name!r} has scale {scale!r}; give its name and a number from -100 to 100.")
+    if len({name for name, _ in adapters}) < len(adapters):
+        raise InvalidOption(f"an adapter is given twice among {', '.join(name for name, _ in adapters)}; give it once.")
 
 
 def _check_prompt(prompt: str) -> None:

@@ -17,11 +17,12 @@ from retouch.engine import savings as spared
 from retouch.engine.engine import MEMORY, Engine
 from retouch.engine.savings import SAVINGS
 from retouch.engine.scheduler import POLICIES
-from retouch.models import checkpoint, codec
+from retouch.models import checkpoint, codec, lora
 from retouch.models.adapter import Options
 from retouch.models.base import Document, Prompt
 from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
+from retouch.passes.compile import compiled
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,18 @@ def load(
     model: str = "retouch-mini", dtype: str = "auto", device: str = "auto", options: Options | None = None,
     cache: Path | None = None, policy: str = "first-come", tokens: int | None = None, queue: int = 1000,
     beside: int | None = None, memory: int = MEMORY, host: int = 0, disk: int = DISK, savings: tuple[str, ...] = SAVINGS,
+    adapters: Path | None = None, compile: bool = False,
 ) -> Engine:  # fmt: skip
     """An engine on a bundled checkpoint, a directory or a hub name.
 
     `memory`, `host` and `disk` are bytes of encoded documents kept on the device, in host memory, and in the folder `cache`,
     where one is given: what lies there outlives the engine. `beside` threads encode and decode beside the loop: by default
     one on a GPU; on a CPU none, as they would only take its cores from the step. `savings` are those of `savings.SAVINGS` that
-    are to be had; the others are left off, whatever else is said.
+    are to be had; the others are left off, whatever else is said. `adapters` is a folder of LoRA adapters that edits may wear.
+    `compile`: take a minute or two to compile the decoder (passes/compile.py).
 
-    Raises UnknownCheckpoint, CheckpointMismatch, and InvalidOption for a policy, dtype or device that is not there.
+    Raises UnknownCheckpoint, CheckpointMismatch, UnknownAdapter, and InvalidOption for a policy, dtype or device that is not
+    there.
     """
     if policy not in POLICIES:
         raise InvalidOption(f"policy is {policy!r}; give one of {', '.join(POLICIES)}.")
@@ -52,6 +56,10 @@ def load(
     pipeline, family = checkpoint.read(path, chosen)
     log.info("%s: %s on %s in %s", path.name, type(pipeline).__name__, place, str(chosen).removeprefix("torch."))
     served = adapter_of(family)(pipeline.to(place), family, _fingerprint(path), _computed(options or Options(), savings))
+    if adapters is not None:
+        lora.adapted(served, type(pipeline), adapters)
+    if compile:
+        served = compiled(served)
     documents: Store[Document] = Store(Memory("device", memory))
     prompts: Store[Prompt] = Store(Memory("device", memory // 8))
     if cache is not None:
@@ -71,7 +79,7 @@ def load(
 
 
 def _computed(options: Options, savings: tuple[str, ...]) -> Options:
-    return options if "mask" in savings else replace(options, whole=True, halo=None)
+    return options if "mask" in savings else replace(options, whole=True, halo=None, refresh=None)
 
 
 def _fingerprint(path: Path) -> str:

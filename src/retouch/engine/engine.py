@@ -295,11 +295,13 @@ class Engine:
 
     def step(self, jobs: Sequence[Job]) -> None:
         """One packed step, its time shared out by the tokens each job has in it."""
+        before = [job.usage.tokens_computed for job in jobs]
         started = time.perf_counter()
         self.model.step(jobs)
         self.model.synchronize()
         seconds = time.perf_counter() - started
-        tokens = [len(job.cells) + len(job.prompt.embedded) for job in jobs]
+        computed = [job.usage.tokens_computed - count for job, count in zip(jobs, before, strict=True)]
+        tokens = [count + len(job.prompt.embedded) for count, job in zip(computed, jobs, strict=True)]
         for job, count in zip(jobs, tokens, strict=True):
             job.usage.add("step", seconds * count / sum(tokens))
 
@@ -321,6 +323,7 @@ class Engine:
             "step": {
                 **dict(zip(("seconds", "tokens", "edits"), means, strict=True)),
                 "budget": self.tokens,
+                "kept_bytes": sum(one.job.kept_bytes for one in live if one.job is not None),
                 "scheduling_share": self.scheduling / self.stepping if self.stepping else None,
             },
             "caches": {

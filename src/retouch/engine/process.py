@@ -12,7 +12,10 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from retouch.edit import Edit, Edited, RetouchError, WorkerLost
+from retouch.engine.parcels import Asked, Changed
 
 if TYPE_CHECKING:
     from retouch.engine.worker import Options
@@ -70,7 +73,8 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
     if options.threads:
         torch.set_num_threads(options.threads)
     names = (
-        "model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings", "adapters",
+        "model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings",
+        "adapters", "compile",
     )  # fmt: skip
     kept = Kept(keys=options.documents, context=options.context, refresh=options.refresh)
     engine = load(options=kept, **{name: getattr(options, name) for name in names})
@@ -118,20 +122,28 @@ class _Loop:
             time.sleep(LAST_MOMENTS)
             os._exit(1)
 
-    def _take(self, number: int, edit: Edit, watched: bool, previews: int) -> None:
+    def _take(self, number: int, asked: Asked, watched: bool, previews: int) -> None:
+        edit = asked.opened()
         self.answers[number] = answer = Future[Edited]()
-        answer.add_done_callback(lambda done: self._answered(number, done))
-        watch = (lambda step, image: self.outbox.put(("preview", number, (step, image)))) if watched else None
+        answer.add_done_callback(lambda done: self._answered(number, edit, done))
+
+        def watch(step: int, image: np.ndarray | None) -> None:
+            self.outbox.put(("preview", number, (step, None if image is None else Changed.of(edit, image))))
+
         try:
-            self.engine.submit(edit, watch, previews, answer)
+            self.engine.submit(edit, watch if watched else None, previews, answer)
         except Exception as error:
             answer.set_exception(error)
 
-    def _answered(self, number: int, answer: Future[Edited]) -> None:
+    def _answered(self, number: int, edit: Edit, answer: Future[Edited]) -> None:
         self.answers.pop(number, None)
         if not answer.cancelled():
             error = answer.exception()
-            self.outbox.put(("answer", number, answer.result() if error is None else _sendable(error)))
+            if error is not None:
+                self.outbox.put(("answer", number, _sendable(error)))
+            else:
+                edited = answer.result()
+                self.outbox.put(("answer", number, Changed.of(edit, edited.image, edited.usage)))
 
     def _tell(self) -> None:
         while not self.closed.wait(STATS_EVERY):

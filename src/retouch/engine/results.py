@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retouch.edit import Edit, Edited, Usage
+from retouch.engine.parcels import changed_box
 from retouch.models.base import Frame
-from retouch.picture import bounds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,10 @@ def key_of(edit: Edit, frame: Frame, steps: int) -> str:
     """All that the answer depends on: the document's key has the weights, the dtype and the tenant in it."""
     x0, y0, x1, y1 = box = changed_box(edit)
     digest = hashlib.blake2b(frame.key.encode(), digest_size=20)
-    asked = (frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance, edit.negative)
+    asked = (
+        frame.box, frame.scale, box, edit.image.shape, edit.prompt, edit.seed, steps, edit.guidance, edit.negative,
+        frame.adapters,
+    )  # fmt: skip
     digest.update(repr(asked).encode())
     digest.update(edit.image[y0:y1, x0:x1].tobytes())
     if edit.mask is not None:
@@ -39,11 +42,6 @@ def key_of(edit: Edit, frame: Frame, steps: int) -> str:
 def finished(edit: Edit, edited: Edited) -> Finished:
     x0, y0, x1, y1 = changed_box(edit)
     return Finished(edited.image[y0:y1, x0:x1].copy(), replace(edited.usage))
-
-
-def changed_box(edit: Edit) -> tuple[int, int, int, int]:
-    """What the answer can differ in from the picture that was sent."""
-    return (0, 0, edit.image.shape[1], edit.image.shape[0]) if edit.mask is None else bounds(edit.mask)
 
 
 def recalled(edit: Edit, known: Finished) -> Edited:

@@ -1,4 +1,4 @@
-"""What an edit is spared against the plain pipeline. Each can be left off, to see what it is worth: `retouch serve --savings`."""
+"""What an edit is spared against the plain pipeline. Each can be left off, to see its worth: `retouch serve --savings`."""
 
 from __future__ import annotations
 

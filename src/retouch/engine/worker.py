@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
+from retouch.engine.parcels import Asked, Changed
 from retouch.engine.process import receive, serve, write
 from retouch.engine.savings import SAVINGS
 
@@ -56,6 +57,7 @@ class Options:
     threads: int | None = None
     documents: str = "exact"
     context: int | None = None
+    compile: bool = False
     savings: tuple[str, ...] = SAVINGS
     adapters: Path | None = None
     refresh: str | None = None
@@ -200,7 +202,7 @@ class Worker:
             edit = replace(edit, deadline=left)
         flight.sent = True
         flight.tries += 1
-        self._outbox.put(("edit", flight.number, edit, flight.watch is not None, flight.previews))
+        self._outbox.put(("edit", flight.number, Asked.of(edit), flight.watch is not None, flight.previews))
         return True
 
     def _listen(self, connection: Connection | None) -> None:
@@ -260,13 +262,14 @@ class Worker:
             flight = self._flights.get(number)
             if flight is not None and flight.watch is not None and not flight.answer.done():
                 try:
-                    flight.watch(*content)
+                    step, changed = content
+                    flight.watch(step, None if changed is None else changed.image(flight.edit))
                 except Exception:  # the listener's own affair
                     log.exception("a preview was not heard")
         else:
             self._answer(number, content)
 
-    def _answer(self, number: int, content: Edited | BaseException) -> None:
+    def _answer(self, number: int, content: Changed | BaseException) -> None:
         with self._lock:
             flight = self._flights.pop(number, None)
         if flight is None:
@@ -275,7 +278,7 @@ class Worker:
             if isinstance(content, BaseException):
                 flight.answer.set_exception(content)
             else:
-                flight.answer.set_result(content)
+                flight.answer.set_result(content.edited(flight.edit))
         self._gone(flight)
 
     def _cancelled(self, flight: _Flight) -> None:

@@ -27,7 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[
     """Attention of a pack.
 
     q, k, v: (tokens, heads, head_dim). `own`: segments, in order and without gaps, whose tokens see each other. `shared`:
-    spans of whole segments whose tokens also see these keys and values, (keys, heads, head_dim). Returns q's shape.
+    spans of whole segments whose tokens also see these keys and values, (keys, heads, head_dim); they may overlap. Returns
+    q's shape.
     """
     parts = [_attention(q[s.start : s.stop], k[s.start : s.stop], v[s.start : s.stop]) for s in own]
     out = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
@@ -39,6 +40,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[
         more, more_lse = _attention(q[rows], keys, values)
         share = torch.sigmoid(more_lse - lse[rows]).unsqueeze(-1)
         out[rows] = torch.lerp(out[rows].float(), more.float(), share).to(out.dtype)
+        lse[rows] = torch.logaddexp(lse[rows], more_lse)
     return out
 
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from retouch.measure.masks import Shape, share_of
+from retouch.measure.masks import share_of
 from retouch.measure.published import IMAGES_A_PROMPT, QUANTILES, SOURCES, TURNS_A_SESSION, VARIATIONS
-from retouch.measure.trace import Request, Result, Trace, View
 from retouch.picture import Size
+from retouch.trace import Request, Result, Shape, Trace, View
 
 WINDOW = 10.0
 """Seconds of the stretches in which arrivals are counted."""

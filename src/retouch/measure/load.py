@@ -18,7 +18,7 @@ from typing import Any
 from retouch.edit import Usage
 from retouch.measure.plan import Call, Plan
 from retouch.measure.targets import Failed, Target
-from retouch.measure.trace import Result
+from retouch.trace import Result
 
 Heard = Callable[["Answer"], None]
 UPLOADS = 8

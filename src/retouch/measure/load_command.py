@@ -15,16 +15,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retouch import record
+from retouch import record, trace
 from retouch.edit import InvalidOption
-from retouch.measure import summary, trace
+from retouch.measure import summary
 from retouch.measure.endpoint import EXTENSIONS, Endpoint
 from retouch.measure.load import Answer, Heard, closed_loop, open_loop, saturation
-from retouch.measure.pictures import Pictures, hash_of
+from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Plan, of_trace
 from retouch.measure.targets import InProcess, Target
 from retouch.measure.traffic import option, turned
 from retouch.record import Record
+from retouch.trace import hash_of
 
 LASTING = 5
 """So many deadlines a probe for the saturating rate lasts at least: else what the queue swallows would pass for held."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,19 +10,13 @@ from PIL import Image
 
 from retouch import picture
 from retouch.edit import InvalidImage, InvalidOption
-from retouch.measure.fields import InvalidTrace
-from retouch.measure.trace import Trace, View
 from retouch.picture import Size
+from retouch.trace import InvalidTrace, Trace, View, hash_of
 
 PHOTOS = Path(__file__).resolve().parents[3] / "photos"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif", ".ppm")
 CELL = 16
 """Views have sides in multiples of this many pixels, which every pipeline takes."""
-
-
-def hash_of(data: bytes) -> str:
-    """What a trace knows a picture's file by."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class Pictures:

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from retouch.edit import Edit, InvalidOption
-from retouch.measure.fields import InvalidTrace
-from retouch.measure.masks import Shape
 from retouch.measure.pictures import Pictures, another
 from retouch.measure.prompts import wish
-from retouch.measure.trace import Request, Result, Trace, View
 from retouch.picture import Size
+from retouch.trace import InvalidTrace, Request, Result, Shape, Trace, View
 
 MEMORY = 8 << 30
 """Bytes that the pictures of one plan may take."""

@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from retouch import trace
 from retouch.edit import InvalidOption
-from retouch.measure import figures, trace, traffic
+from retouch.measure import figures, traffic
 from retouch.measure.pictures import Pictures
 from retouch.measure.traffic import MIXES, Knobs, option
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from retouch.edit import MAX_STEPS, InvalidOption
-from retouch.measure.masks import Shape, random_shape
+from retouch.measure.masks import random_shape
 from retouch.measure.pictures import Pictures
 from retouch.measure.prompts import Wish, chosen, wish
 from retouch.measure.published import SOURCES
-from retouch.measure.trace import MAX_VARIATIONS, Request, Result, Trace, View
+from retouch.trace import MAX_VARIATIONS, Request, Result, Shape, Trace, View
 
 
 def _knob(default: Any, about: str, low: float, high: float, published: str = "") -> Any:

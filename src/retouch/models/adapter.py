@@ -22,12 +22,13 @@ from torch import Tensor
 
 from retouch import picture
 from retouch.edit import Edit, InvalidOption
-from retouch.models import latents
-from retouch.models.base import Document, Frame, Job, Prompt, Traits
+from retouch.models import latents, lora
+from retouch.models.base import Document, Frame, Job, Prompt, Traits, Worn
 from retouch.models.checkpoint import Family
 from retouch.models.compact import FORMS
 from retouch.models.packing import Packed, Segment
 from retouch.models.preview import Sketch
+from retouch.models.refresh import Refresh
 
 Decode = Callable[[Tensor, tuple[int, int, int, int]], tuple[int, int, np.ndarray]]
 
@@ -40,7 +41,10 @@ class Options:
     only, which is lossy where the checkpoint was not trained so; None: masked cells only where it was. `dilate`: cells added
     around those that the mask touches. `halo`: cells of the document decoded around the edited ones (None: the whole picture
     is decoded). `feather`: pixels over which the edit fades in, inside the mask. `keys`: how a document's keys and values are
-    kept: exact, or lossy as int8 or fp8.
+    kept: exact, or lossy as int8 or fp8. `refresh`: "F,K", the first F steps are full, then every K-th (refresh.py); those
+    between compute the masked cells alone, with the others, and references that run along, as the last full step left them:
+    lossy; None: every step is full. `context`: the model sees so many of its pixels around the mask's bounds, and nothing of
+    the picture beyond: lossy; None: all of it, as far as it is made for pictures of that size.
     """
 
     whole: bool | None = None
@@ -48,8 +52,14 @@ class Options:
     halo: int | None = 1
     feather: int = 4
     keys: str = "exact"
+    refresh: str | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
+        if self.refresh is not None:
+            Refresh.parsed(self.refresh)
+        if self.context is not None and not 0 <= self.context <= 4096:
+            raise InvalidOption(f"context is {self.context} pixels; give 0 to 4096, or leave it out for the whole picture.")
         if self.keys != "exact" and self.keys not in FORMS:
             raise InvalidOption(f"documents are kept as {self.keys!r}; give exact, {' or '.join(FORMS)}.")
 
@@ -60,19 +70,45 @@ class Adapter(ABC):
     renoised = True
     """Where every cell is computed, known ones are set back to the noised document after each step."""
 
+    refreshes = True
+    """Its steps can be partial: all attention goes through `Packed.attend`."""
+
+    adapts = True
+    """It runs its denoiser's linear layers by calling them, so that an edit may wear adapters (lora.py)."""
+
+    channels_last = True
+    """All convolutions of its autoencoder are of pictures, which run faster with channels last."""
+
     def __init__(self, pipeline: Any, family: Family, fingerprint: str = "", options: Options | None = None) -> None:
         self.family, self.options = family, options or Options()
         self.vae = pipeline.vae.eval()
-        self.vae.decoder.to(memory_format=torch.channels_last)
-        self.vae.encoder.to(memory_format=torch.channels_last)
+        if self.channels_last:
+            self.vae.decoder.to(memory_format=torch.channels_last)
+            self.vae.encoder.to(memory_format=torch.channels_last)
         self.schedule = pipeline.scheduler.config
-        self.device, self.dtype = self._denoiser(pipeline).device, self._denoiser(pipeline).dtype
+        self.denoiser = self._denoiser(pipeline)
+        self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
         self.cell = self._cell_side()
         self.whole = not family.masked if self.options.whole is None else self.options.whole
-        self._fingerprint = f"{fingerprint}|{self.dtype}|{self.options.keys}".encode()
+        self.refresh = self._refresh()
+        self._fingerprint = f"{fingerprint}|{self.dtype}|{self.options.keys}|{self.options.refresh}".encode()
         self.sigmas = lru_cache(maxsize=256)(self._sigmas)
+        self.loras: lora.Loras | None = None
         self._sketch: Sketch | None = None
         self._fitting, self._reading, self._apart = threading.Lock(), threading.Lock(), threading.local()
+
+    def _refresh(self) -> Refresh | None:
+        """Raises InvalidOption where there is nothing to it."""
+        if self.options.refresh is None:
+            return None
+        if not self.refreshes:
+            raise InvalidOption("this family computes every cell at every step; leave refresh out.")
+        if not self.whole and self.family.cached:
+            raise InvalidOption(
+                "this checkpoint computes masked cells alone and keeps its documents, which leaves nothing to refresh; leave "
+                "it out, or give whole=True."
+            )
+        return Refresh.parsed(self.options.refresh)
 
     @classmethod
     @abstractmethod
@@ -95,6 +131,11 @@ class Adapter(ABC):
     def _pixels(self, tokens: Tensor) -> np.ndarray:
         """Tokens (h, w, C) -> (h * cell, w * cell, 3) uint8."""
 
+    @torch.inference_mode()
+    def through(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8, sides multiples of the cell: what the autoencoder makes of a picture."""
+        return self._pixels(self._encode(pixels))
+
     @abstractmethod
     def _read(self, key: str, text: str, document: Document) -> Prompt:
         """Raises InvalidPrompt. One thread at a time is in here."""
@@ -112,28 +153,52 @@ class Adapter(ABC):
 
     @property
     def approximate(self) -> tuple[str, ...]:
-        lossy = () if self.options.keys == "exact" or not self.family.cached else (f"{self.options.keys} documents",)
+        lossy: tuple[str, ...] = ()
+        if self.options.keys != "exact" and self.family.cached:
+            lossy += (f"{self.options.keys} documents",)
+        if self.options.context is not None:
+            lossy += (f"context of {self.options.context} px",)
+        if self.refresh is not None:
+            what = "masked tokens" if self.whole else "masked tokens, references" if not self.family.masked else "references"
+            return (*lossy, f"{what} refreshed {self.options.refresh}")
         return lossy if self.whole or self.family.masked else (*lossy, "masked tokens")
 
     def frame(self, edit: Edit) -> Frame:
-        """The whole picture, or, where it is larger than the model's size, a crop around the mask with context."""
+        """The whole picture; where that is larger than the model's size, or it is so said, a crop around the mask."""
         if len(edit.references) > (most := self.family.references):
             wanted = f"at most {most} further pictures" if most else "no further pictures"
             raise InvalidOption(f"this checkpoint looks at {wanted} beside the document; {len(edit.references)} are given.")
         height, width = edit.image.shape[:2]
         mask = np.ones((height, width), bool) if edit.mask is None else edit.mask
         box, scale = picture.working_crop(mask, (width, height), self.family.max_side)
+        if self.options.context is not None and edit.mask is not None:
+            box = picture.around(mask, box, self.options.context / scale, self.cell / scale)
         pixels = self._fit(edit.image[box[1] : box[3], box[0] : box[2], :3], scale)
         references = []
         for reference in edit.references:
             shrink = min(1.0, self.family.max_side / max(reference.shape[:2]))
             references.append(self._fit(reference[..., :3], shrink))
         digest = hashlib.blake2b(self._fingerprint, digest_size=20)
-        digest.update(edit.tenant.encode() + b"\0")
+        adapters = self._adapters(edit)
+        digest.update(f"{edit.tenant}\0{adapters if self.family.cached else ()}".encode())
         for part in (pixels, *references):
             digest.update(repr(part.shape).encode())
             digest.update(b"blank" if edit.blank else part.tobytes())
-        return Frame(box, scale, pixels, tuple(references), digest.hexdigest(), edit.blank)
+        return Frame(box, scale, pixels, tuple(references), digest.hexdigest(), edit.blank, adapters)
+
+    def _adapters(self, edit: Edit) -> tuple[tuple[str, float, str], ...]:
+        """Name, scale and stamp of each that the edit wears. Raises UnknownAdapter, InvalidOption."""
+        if not edit.adapters:
+            return ()
+        if self.loras is None:
+            raise InvalidOption("no adapters are kept here; leave them out, or start with --adapters and a folder of them.")
+        return tuple((name, float(scale), self.loras.stamp(name)) for name, scale in edit.adapters if scale)
+
+    def worn(self, frame: Frame) -> Worn:
+        """The adapters of a frame, read where they are not yet. Raises AdapterMismatch."""
+        if self.loras is None:
+            return ()
+        return tuple((self.loras.get(name, stamp), scale) for name, scale, stamp in frame.adapters)
 
     def _fit(self, pixels: np.ndarray, scale: float) -> np.ndarray:
         """Scaled, and padded to whole cells by repeating the last row and column."""
@@ -144,9 +209,13 @@ class Adapter(ABC):
         return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
 
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
-        grid = self._grid(frame)
+        """Where some steps are partial, the tokens are their mean."""
+        grid, steps = self._grid(frame), edit.steps or self.family.steps
         tokens = grid[0] * grid[1] if self.whole else int(self._masked_cells(edit, frame, grid).sum())
-        return tokens * (1 if self.negative(edit) is None else 2), edit.steps or self.family.steps
+        if self.refresh is not None and self.whole:
+            full, masked = self.refresh.count(steps), int(self._masked_cells(edit, frame, grid).sum())
+            tokens = -(-(full * tokens + (steps - full) * masked) // steps)
+        return tokens * (1 if self.negative(edit) is None else 2), steps
 
     def _grid(self, frame: Frame) -> tuple[int, int]:
         return frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell
@@ -179,6 +248,9 @@ class Adapter(ABC):
         sigmas = self.sigmas(edit.steps or self.family.steps, rows * columns)
         known = ~masked if self.whole and not bool(masked.all()) else None
         job = Job(edit, frame, document, prompt, negative, guidance, cells, known, noise, noise, sigmas)
+        if self.refresh is not None and (known is not None or len(document.reference)):
+            job.fresh = (~known).nonzero()[:, 0] if known is not None else torch.arange(len(cells), device=self.device)
+        job.worn = self.worn(frame)
         job.usage.tokens_whole = rows * columns * job.steps
         return job
 
@@ -207,8 +279,9 @@ class Adapter(ABC):
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> None:
-        pack = Packed([Segment(job, prompt) for job in jobs for prompt in (job.prompt, job.negative) if prompt])
-        out = pack.velocities(self._denoise(pack).float())
+        pack = Packed([segment for job in jobs for segment in self._segments(job)])
+        with lora.worn(lora.packed(pack)):
+            out = pack.velocities(self._denoise(pack).float())
         velocities = {(s.job, s.prompt): v for s, v in zip(pack.segments, out, strict=True)}
         for job in jobs:
             velocity = velocities[job, job.prompt]
@@ -216,20 +289,36 @@ class Adapter(ABC):
                 velocity = self._guided(velocity, velocities[job, job.negative], job.guidance)
             self._advance(job, velocity)
 
+    def _segments(self, job: Job) -> list[Segment]:
+        partial = self._partial(job, job.step)
+        keeps = not partial and self._partial(job, job.step + 1)
+        return [Segment(job, prompt, partial, keeps) for prompt in (job.prompt, job.negative) if prompt]
+
+    def _partial(self, job: Job, step: int) -> bool:
+        return job.fresh is not None and self.refresh is not None and step < job.steps and not self.refresh.full(step)
+
     def _guided(self, velocity: Tensor, without: Tensor, guidance: float) -> Tensor:
         return without + guidance * (velocity - without)
 
     def _advance(self, job: Job, velocity: Tensor) -> None:
-        """One Euler step; where every cell is computed, known ones go back to the document's, noised for the next step."""
+        """One Euler step; where every cell is computed, known ones go back to the document's, noised for the next step.
+
+        So do those that a partial step left out, whatever the family.
+        """
+        partial = self._partial(job, job.step)
         sigma, following = job.sigmas[job.step], job.sigmas[job.step + 1]
         job.estimate = job.latents - sigma * velocity
         job.latents = job.latents + (following - sigma) * velocity
-        if job.known is not None and self.renoised:
+        if job.known is not None and (self.renoised or partial):
             clean = job.document.tokens.flatten(0, 1)[job.cells]
             job.latents = torch.where(job.known[:, None], torch.lerp(clean, job.noise, following), job.latents)
         job.step += 1
         job.usage.steps = job.step
-        job.usage.tokens_computed += len(job.cells)
+        job.usage.tokens_computed += len(job.fresh) if partial and job.fresh is not None else len(job.cells)
+        if job.kept:
+            job.usage.kept_bytes = max(job.usage.kept_bytes, job.kept_bytes)
+        if job.done:
+            job.kept.clear()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -21,7 +21,7 @@ class Frame:
     `box` (x0, y0, x1, y1) in the picture's pixels; `scale`, at most 1, is model pixels for each of the picture's.
     `pixels` (h, w, 3) uint8 are the box scaled and padded to whole cells by its last rows and columns; `references` are
     the further pictures, each (h', w', 3). `key` names all of these pixels and the weights that read them. Where it is
-    `blank`, the pixels give the size alone.
+    `blank`, the pixels give the size alone. `adapters`: name, scale and stamp of each that the edit wears.
     """
 
     box: tuple[int, int, int, int]
@@ -30,6 +30,7 @@ class Frame:
     references: tuple[np.ndarray, ...]
     key: str
     blank: bool = False
+    adapters: tuple[tuple[str, float, str], ...] = ()
 
     @property
     def inner(self) -> tuple[int, int]:
@@ -44,7 +45,8 @@ class Document:
 
     `tokens` (h, w, C) are its latents. `keys` holds, for each layer, the references' rotated keys and their values,
     (R, heads, head_dim), as they are or in 8 bits; it is empty where the family lets references see the edit, and then
-    `reference` (R, C) at `positions` (R, 4) runs along in every step.
+    `reference` (R, C) at `positions` (R, 4) runs along in every step. `prefix`, in an order of the family's own, is what
+    a text encoder that looks at the pictures made of them, before any text.
     """
 
     key: str
@@ -52,10 +54,12 @@ class Document:
     keys: tuple[tuple[Tensor | Compact, Tensor | Compact], ...]
     reference: Tensor
     positions: Tensor
+    prefix: tuple[Tensor, ...] = ()
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in (self.tokens, self.reference, *(t for pair in self.keys for t in pair)))
+        pairs = (t for pair in self.keys for t in pair)
+        return sum(t.nbytes for t in (self.tokens, self.reference, *self.prefix, *pairs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +75,22 @@ class Prompt:
         return self.embedded.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lora:
+    """`weights`: module -> down (rank, in) and up (out, rank), the latter with alpha / rank in it."""
+
+    name: str
+    weights: dict[str, tuple[Tensor, Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for pair in self.weights.values() for t in pair)
+
+
+Worn = tuple[tuple[Lora, float], ...]
+"""Adapters and their scales."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """An Edit in flight. All that changes from step to step is here.
@@ -79,6 +99,10 @@ class Job:
     (N, C) what they started from; `condition` (N, C') are channels that go beside them into every step. `known` (N,) bool
     marks cells outside the mask (only where every cell is computed). `sigmas` has one more entry than there are steps and ends
     at 0; `step` counts the steps done. `estimate` (N, C) is what the last step took the clean tokens for.
+
+    `fresh` are the indices into `cells` that a partial step computes; None: all steps are full. `kept` is what it sees of
+    the rest: keys and values, (R, heads, head_dim), by prompt key and layer, as the last full step has left them. `worn`: its
+    adapters.
     """
 
     edit: Edit
@@ -95,6 +119,9 @@ class Job:
     condition: Tensor | None = None
     step: int = 0
     estimate: Tensor | None = None
+    fresh: Tensor | None = None
+    kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    worn: Worn = ()
     usage: Usage = field(default_factory=Usage)
 
     @property
@@ -108,6 +135,10 @@ class Job:
     @property
     def sigma(self) -> float:
         return self.sigmas[self.step]
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(t.nbytes for pair in list(self.kept.values()) for t in pair)
 
 
 @dataclass(frozen=True, slots=True)

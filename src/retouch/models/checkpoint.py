@@ -13,6 +13,10 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retouch.edit import CheckpointMismatch, UnknownCheckpoint
 
@@ -29,7 +33,8 @@ class Family:
     `references`: further pictures that it looks at. `cached`: references attend to themselves at timestep 0, so their keys and
     values can be kept (FLUX.2-klein-KV); else they run along. `guidance`: the default, embedded or by a second pass; None where
     the checkpoint is distilled. `grey`: it has always seen a document, so a picture from nothing starts from a grey one instead
-    of none.
+    of none. `sees` (FLUX.1, Qwen-Image): the document in the `sequence`, as `channels` with the mask's hole in it, or
+    `nothing` of it.
     """
 
     cached: bool = False
@@ -44,6 +49,7 @@ class Family:
     pad_prompts: bool = True
     max_side: int = 1024
     grey: bool = False
+    sees: str = "sequence"
 
 
 FAMILIES = {
@@ -51,6 +57,18 @@ FAMILIES = {
     "Flux2KleinPipeline": Family(cached=False),
     "Flux2KleinInpaintPipeline": Family(cached=False),
     "Flux2Pipeline": Family(cached=False, embeds_guidance=True, steps=50, guidance=4.0, out_layers=(10, 20, 30)),
+    "FluxFillPipeline": Family(adapter="flux1", sees="channels", references=0, embeds_guidance=True, steps=50, guidance=30.0),
+    "FluxKontextPipeline": Family(adapter="flux1", references=1, embeds_guidance=True, steps=28, guidance=3.5),
+    "FluxKontextInpaintPipeline": Family(adapter="flux1", references=1, embeds_guidance=True, steps=28, guidance=3.5),
+    "FluxPipeline": Family(adapter="flux1", sees="nothing", references=0, embeds_guidance=True, steps=28, guidance=3.5),
+    "QwenImageEditPipeline": Family(adapter="qwen", references=0, steps=50, guidance=4.0),
+    "QwenImageEditPlusPipeline": Family(adapter="qwen", references=2, steps=40, guidance=4.0),
+    "QwenImageEditInpaintPipeline": Family(adapter="qwen", references=0, steps=50, guidance=4.0),
+    "QwenImagePipeline": Family(adapter="qwen", sees="nothing", references=0, steps=50, guidance=4.0),
+    "QwenImageInpaintPipeline": Family(adapter="qwen", sees="nothing", references=0, steps=50, guidance=4.0),
+    "StableDiffusionXLInpaintPipeline": Family(adapter="sdxl", references=0, steps=50, guidance=7.5),
+    "StableDiffusionXLPipeline": Family(adapter="sdxl", references=0, steps=50, guidance=5.0),
+    "StableDiffusionInpaintPipeline": Family(adapter="sdxl", references=0, steps=50, guidance=7.5, max_side=512),
 }
 """Pipeline class in `model_index.json` -> how it is run. A checkpoint's own `retouch.json` may say otherwise."""
 
@@ -87,6 +105,9 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
     family = FAMILIES[name]
     if index.get("is_distilled") is False and not family.embeds_guidance:
         family = replace(family, steps=50, guidance=4.0)
+    transformer = path / "transformer" / "config.json"
+    if family.adapter == "flux1" and transformer.is_file() and not _json(transformer).get("guidance_embeds"):  # schnell
+        family = replace(family, embeds_guidance=False, guidance=None, steps=4, max_sequence_length=256)
     own = path / "retouch.json"
     if own.is_file():
         said = _json(own)
@@ -112,7 +133,10 @@ def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
     for logger in quiet:
         logger.disable_progress_bar()
     try:
-        pipeline = getattr(diffusers, name).from_pretrained(path, dtype=dtype, local_files_only=True)
+        apart = {"processor": None} if index.get("processor") else {}  # whole, it wants torchvision for videos
+        pipeline = getattr(diffusers, name).from_pretrained(path, dtype=dtype, local_files_only=True, **apart)
+        if apart:
+            pipeline.register_modules(processor=Qwen2VLImageProcessorPil.from_pretrained(path / "processor"))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise CheckpointMismatch(f"{path} cannot be read as a {name}: {reason}") from error
@@ -138,6 +162,8 @@ def _check_weights(folder: Path, module: torch.nn.Module) -> None:
                 stored |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError) as error:
             raise CheckpointMismatch(f"{file} is damaged ({error}); download it again.") from error
+    if isinstance(module, PreTrainedModel):
+        stored = _renamed(stored, module)
     tied = set(getattr(module, "_tied_weights_keys", None) or ())
     wanted = {
         k: list(v.shape) for k, v in module.state_dict().items() if k not in tied and not k.endswith("num_batches_tracked")
@@ -152,6 +178,13 @@ def _check_weights(folder: Path, module: torch.nn.Module) -> None:
         raise CheckpointMismatch(
             f"{folder}: {wrong[0]} is {stored[wrong[0]]}, its config says {wanted[wrong[0]]}; they do not belong together."
         )
+
+
+def _renamed(stored: dict[str, list[int]], module: PreTrainedModel) -> dict[str, list[int]]:
+    """Files name some weights as older releases of transformers did; from_pretrained renames them so."""
+    rules = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
+    names = module.state_dict()
+    return {rename_source_key(key, rules, [], module.base_model_prefix, names)[0]: shape for key, shape in stored.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,11 +17,12 @@ def moved(document: Document, device: torch.device) -> Document:
     keys = tuple((k.to(device), v.to(device)) for k, v in document.keys)
     tensors = (t.to(device) for t in (document.tokens, document.reference, document.positions))
     tokens, reference, positions = tensors
-    return Document(document.key, tokens, keys, reference, positions)
+    return Document(document.key, tokens, keys, reference, positions, tuple(t.to(device) for t in document.prefix))
 
 
 def dump_document(document: Document) -> bytes:
     tensors = {"tokens": document.tokens, "reference": document.reference, "positions": document.positions}
+    tensors |= {f"prefix.{index}": part for index, part in enumerate(document.prefix)}
     for layer, pair in enumerate(document.keys):
         for name, part in zip(("keys", "values"), pair, strict=True):
             if isinstance(part, Compact):
@@ -41,7 +42,8 @@ def load_document(data: bytes, device: torch.device) -> Document:
         return tensors[name] if scale is None else Compact(tensors[name], scale)
 
     pairs = tuple((part(f"keys.{layer}"), part(f"values.{layer}")) for layer in range(layers))
-    return Document(key, tensors["tokens"], pairs, tensors["reference"], tensors["positions"])
+    prefix = tuple(tensors[f"prefix.{index}"] for index in range(sum(name.startswith("prefix.") for name in tensors)))
+    return Document(key, tensors["tokens"], pairs, tensors["reference"], tensors["positions"], prefix)
 
 
 def dump_prompt(prompt: Prompt) -> bytes:

@@ -7,7 +7,7 @@ import importlib
 from retouch.models.adapter import Adapter
 from retouch.models.checkpoint import Family
 
-ADAPTERS = {"flux2": "Flux2"}
+ADAPTERS = {"flux1": "Flux1", "flux2": "Flux2", "qwen": "Qwen", "sdxl": "StableDiffusion"}
 """Module of this room -> the class in it."""
 
 

@@ -12,7 +12,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein_kv import compute_empirical_
 from torch import Tensor
 
 from retouch.edit import InvalidPrompt
-from retouch.models import latents, transformer
+from retouch.models import latents, lora, transformer
 from retouch.models.adapter import Adapter, Options
 from retouch.models.base import Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
@@ -62,9 +62,10 @@ class Flux2(Adapter):
         if not self.family.cached:
             return Document(frame.key, grids[0], (), tokens, place)
         layout = Reference()
-        at_zero = transformer.modulate_at(self.transformer, torch.zeros(1, device=self.device))
         rope = transformer.rope_of(self.transformer, place)
-        transformer.encode_reference(self.transformer, tokens.to(self.dtype), at_zero, rope, layout)
+        with lora.worn(lora.alone(self.worn(frame))):
+            at_zero = transformer.modulate_at(self.transformer, torch.zeros(1, device=self.device))
+            transformer.encode_reference(self.transformer, tokens.to(self.dtype), at_zero, rope, layout)
         keys: Any = layout.keys
         if self.options.keys != "exact":
             keys = [tuple(compact(part, self.options.keys) for part in pair) for pair in keys]

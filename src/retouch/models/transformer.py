@@ -57,8 +57,11 @@ def modulate_at(model: Flux2Transformer2DModel, sigma: Tensor, guidance: Tensor 
     )
 
 
-def rope_of(model: Flux2Transformer2DModel, positions: Tensor) -> Rope:
-    """Rotary angles of (..., tokens, 4) integer coordinates (time, row, column, sequence)."""
+def rope_of(model: Any, positions: Tensor) -> Rope:
+    """Rotary angles of (..., tokens, 4) integer coordinates (time, row, column, sequence).
+
+    A model with fewer axes (FLUX.1 has no sequence) leaves the last ones out.
+    """
     angles = []
     for axis, dim in enumerate(model.pos_embed.axes_dim):
         rates = model.pos_embed.theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
@@ -84,7 +87,7 @@ def denoise(
         joined = _single(block, layer, joined, modulation.single, rope, layout, eps)
         layer += 1
     shift, scale = modulation.out
-    return model.proj_out(_normalize(layout.split(joined)[1], shift, scale, model.norm_out.norm.eps))
+    return model.proj_out(normalize(layout.split(joined)[1], shift, scale, model.norm_out.norm.eps))
 
 
 def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: Modulation, rope: Rope, layout: Layout) -> None:
@@ -94,8 +97,8 @@ def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: 
     """
     image, layer, eps = model.x_embedder(image), 0, model.config.eps
     for block in model.transformer_blocks:
-        qk, v = _image_heads(block.attn, _normalize(image, modulation.image[0], modulation.image[1], eps))
-        q, k = _rotate(qk, rope).chunk(2, -2)
+        qk, v = image_heads(block.attn, normalize(image, modulation.image[0], modulation.image[1], eps))
+        q, k = rotate(qk, rope).chunk(2, -2)
         out = layout.attend(layer, q, k, v).flatten(-2)
         image = _after_attention(image, out, block.attn.to_out[0], block.ff, modulation.image, eps)
         layer += 1
@@ -109,14 +112,20 @@ def _double(
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     attn = block.attn
-    of_image = _image_heads(attn, _normalize(image, modulation.image[0], modulation.image[1], eps))
-    of_text = _text_heads(attn, _normalize(text, modulation.text[0], modulation.text[1], eps))
-    qk, v = (layout.join(t, i, -3) for t, i in zip(of_text, of_image, strict=True))
-    q, k = _rotate(qk, rope).chunk(2, -2)
-    out_text, out_image = layout.split(layout.attend(layer, q, k, v).flatten(-2))
+    seen_image = normalize(image, modulation.image[0], modulation.image[1], eps)
+    seen_text = normalize(text, modulation.text[0], modulation.text[1], eps)
+    out_text, out_image = joint_attention(attn, layer, seen_text, seen_image, rope, layout)
     image = _after_attention(image, out_image, attn.to_out[0], block.ff, modulation.image, eps)
     text = _after_attention(text, out_text, attn.to_add_out, block.ff_context, modulation.text, eps)
     return image, text
+
+
+def joint_attention(attn: Any, layer: int, text: Tensor, image: Tensor, rope: Rope, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Attention of a double block over both streams, each with its own projections; before the output's projections."""
+    of_text, of_image = _text_heads(attn, text), image_heads(attn, image)
+    qk, v = (layout.join(t, i, -3) for t, i in zip(of_text, of_image, strict=True))
+    q, k = rotate(qk, rope).chunk(2, -2)
+    return layout.split(layout.attend(layer, q, k, v).flatten(-2))
 
 
 def _single(
@@ -130,26 +139,25 @@ def _single(
 ) -> Tensor:
     attn = block.attn
     shift, scale, gate = modulation
-    wide = attn.to_qkv_mlp_proj(_normalize(x, shift, scale, eps))
+    wide = attn.to_qkv_mlp_proj(normalize(x, shift, scale, eps))
     qk, v, gated, linear = wide.split([2 * attn.inner_dim, attn.inner_dim, attn.mlp_hidden_dim, attn.mlp_hidden_dim], -1)
-    q, k = _rotate(_norm_heads(qk, attn.norm_q, attn.norm_k), rope).chunk(2, -2)
+    q, k = rotate(norm_heads(qk, attn.norm_q, attn.norm_k), rope).chunk(2, -2)
     out = layout.attend(layer, q, k, v.unflatten(-1, (attn.heads, attn.head_dim))).flatten(-2)
-    of_attention, of_mlp = attn.to_out.weight.split([attn.inner_dim, attn.mlp_hidden_dim], -1)
-    return torch.addcmul(x, gate, F.linear(out, of_attention) + F.linear(F.silu(gated) * linear, of_mlp))
+    return torch.addcmul(x, gate, attn.to_out(torch.cat([out, F.silu(gated) * linear], -1)))
 
 
-def _image_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def image_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Normalized queries and keys side by side, (..., tokens, 2 heads, head_dim), and values."""
     qk = torch.cat([attn.to_q(x), attn.to_k(x)], -1)
-    return _norm_heads(qk, attn.norm_q, attn.norm_k), attn.to_v(x).unflatten(-1, (attn.heads, attn.head_dim))
+    return norm_heads(qk, attn.norm_q, attn.norm_k), attn.to_v(x).unflatten(-1, (attn.heads, attn.head_dim))
 
 
 def _text_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     qk = torch.cat([attn.add_q_proj(x), attn.add_k_proj(x)], -1)
-    return _norm_heads(qk, attn.norm_added_q, attn.norm_added_k), attn.add_v_proj(x).unflatten(-1, (attn.heads, attn.head_dim))
+    return norm_heads(qk, attn.norm_added_q, attn.norm_added_k), attn.add_v_proj(x).unflatten(-1, (attn.heads, attn.head_dim))
 
 
-def _norm_heads(qk: Tensor, of_q: torch.nn.RMSNorm, of_k: torch.nn.RMSNorm) -> Tensor:
+def norm_heads(qk: Tensor, of_q: torch.nn.RMSNorm, of_k: torch.nn.RMSNorm) -> Tensor:
     """RMS norm of queries and keys in one go: (..., 2 heads * head_dim) -> (..., 2 heads, head_dim)."""
     dim = of_q.normalized_shape[0]
     heads = qk.unflatten(-1, (2, -1, dim))
@@ -161,14 +169,14 @@ def _after_attention(x: Tensor, out: Tensor, project: Any, ff: Any, modulation: 
     """The gated residual of attention, then the feed-forward half of a double block, for either stream."""
     gate, shift_ff, scale_ff, gate_ff = modulation[2:]
     x = torch.addcmul(x, gate, project(out))
-    gated, linear = ff.linear_in(_normalize(x, shift_ff, scale_ff, eps)).chunk(2, -1)
+    gated, linear = ff.linear_in(normalize(x, shift_ff, scale_ff, eps)).chunk(2, -1)
     return torch.addcmul(x, gate_ff, ff.linear_out(F.silu(gated) * linear))
 
 
-def _normalize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def normalize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
 
 
-def _rotate(x: Tensor, rope: Rope) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)

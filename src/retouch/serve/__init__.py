@@ -1,4 +1,4 @@
-"""`retouch serve`: edits over HTTP, as OpenAI's and Triton's clients ask for them, and a studio page for people."""
+"""Edits over HTTP, for OpenAI's and Triton's clients, and a studio for people."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from retouch import config, prices
 from retouch.edit import InvalidOption
+from retouch.engine import savings
 from retouch.engine.scheduler import POLICIES
 from retouch.engine.worker import Options, Worker
-from retouch.serve.settings import MB, Settings, read_keys
+from retouch.models.refresh import Refresh
+from retouch.serve.settings import MB, Recording, Settings, read_keys
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("retouch").setLevel(logging.INFO if args.verbose else logging.WARNING)
     settings = _settings(args)
     _check_ledger(settings)
+    if settings.record is not None and settings.record.file.exists():
+        raise InvalidOption(f"{settings.record.file} exists already; give --record another name.")
     listening = _listen(settings)
     worker = Worker(settings.worker)
     try:
@@ -41,21 +45,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
     add("--host", default="127.0.0.1", help="any but a loopback address wants --keys (%(default)s)")
     add("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
-    add("--keys", type=Path, metavar="FILE", help="TOML of [[tenant]] name, key, rate, concurrency, pixels")
+    add("--keys", type=Path, metavar="FILE", help="TOML of [[tenant]]: name, key, limits")
     add("--price", type=float, metavar="USD", help="dollars an hour of the device, for the books")
     add("--prices", type=Path, metavar="FILE", help="else TOML of [[price]] by device; some are known")
-    add("--ledger", metavar="ADDRESS", help="of the books: file or SQLAlchemy URL; none keeps none (data folder)")
-    add("--policy", choices=list(POLICIES), default="first-come", help="who comes first (%(default)s)")
-    add("--tokens", type=int, metavar="N", help="budget of a packed step (found from its measured times)")
+    add("--ledger", metavar="ADDRESS", help="of the books: file, URL, or none (in the data folder)")
+    policies = ", ".join(POLICIES)
+    add("--policy", choices=list(POLICIES), default="first-come", metavar="NAME", help=f"{policies} (%(default)s)")
+    add("--tokens", type=int, metavar="N", help="budget of a packed step (found from step times)")
     add("--queue", type=int, default=1000, metavar="N", help="edits that may wait (%(default)s)")
+    add("--bodies", type=int, default=1024, metavar="MB", help="of requests that are read at once (%(default)s)")
+    add("--pixels", type=float, default=1000, metavar="MP", help="of pictures in flight, in millions (%(default)s)")
     add("--memory", type=int, default=2048, metavar="MB", help="encoded documents on the device (%(default)s)")
     add("--host-memory", type=int, default=0, metavar="MB", help="and of those in host memory (%(default)s)")
     add("--cache", type=Path, metavar="DIR", help="and on disk; uploads are kept there too, over restarts")
     add("--disk", type=int, default=8192, metavar="MB", help="how much in it (%(default)s)")
-    add("--documents", choices=("exact", "int8", "fp8"), default="exact", help="how they are kept (%(default)s)")
+    forms = ("exact", "int8", "fp8")
+    add("--documents", choices=forms, default="exact", metavar="FORM", help="kept exact, in int8 or in fp8 (%(default)s)")
+    add("--adapters", type=Path, metavar="DIR", help="of LoRA adapters that edits may wear")
+    add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th")
+    add("--context", type=int, metavar="PX", help="seen around the mask (the whole picture)")
+    add("--savings", default="all", metavar="NAMES", help=f"all, none, or of {','.join(savings.SAVINGS)} (%(default)s)")
+    add("--compile", action="store_true", help="take a minute or two to compile the decoder")
     add("--beside", type=int, metavar="N", help="threads that encode and decode beside the step loop")
-    add("--dtype", default="auto", help="auto, float32 or bfloat16; auto takes what is fastest here")
+    add("--dtype", default="auto", help="auto (the fastest here), float32 or bfloat16")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--record", type=Path, metavar="FILE", help="a trace of what is asked, with hashes only")
+    add("--record-prompts", action="store_true", help="with prompts")
+    add("--record-pictures", type=Path, metavar="IN", help="and pictures, in this folder")
     add("--drain", type=float, default=60.0, metavar="S", help="how long edits may go on after SIGTERM (%(default)s)")
     add("-v", "--verbose", action="store_true")
     return parser
@@ -66,20 +82,33 @@ def _settings(args: argparse.Namespace) -> Settings:
     for name in ("queue", "memory", "disk"):
         if getattr(args, name) < 1:
             raise InvalidOption(f"--{name} is {getattr(args, name)}; give at least 1.")
+    if args.refresh is not None:
+        Refresh.parsed(args.refresh)
+    if args.context is not None and not 0 <= args.context <= 4096:
+        raise InvalidOption(f"--context is {args.context}; give 0 to 4096 pixels, or leave it out for the whole picture.")
     if args.tokens is not None and args.tokens < 1:
         raise InvalidOption(f"--tokens is {args.tokens}; give at least 1, or leave it out.")
     if args.host_memory < 0 or args.drain < 0 or (args.beside or 0) < 0:
         raise InvalidOption("--host-memory, --drain and --beside cannot be negative.")
+    if not 0 < args.pixels < 1e9:
+        raise InvalidOption(f"--pixels is {args.pixels:g}; give millions of pixels, above 0.")
+    if args.record is None and (args.record_prompts or args.record_pictures is not None):
+        raise InvalidOption("--record-prompts and --record-pictures say what is in a recording; give --record FILE too.")
+    recording = None if args.record is None else Recording(args.record, args.record_prompts, args.record_pictures)
     options = Options(
         args.model, args.dtype, args.device, args.cache, args.policy, args.tokens, args.queue, args.beside, args.memory * MB,
-        args.host_memory * MB, args.disk * MB, documents=args.documents,
-        log_level=logging.INFO if args.verbose else logging.WARNING,
+        args.host_memory * MB, args.disk * MB, documents=args.documents, context=args.context, compile=args.compile,
+        adapters=args.adapters, refresh=args.refresh,
+        savings=savings.parsed(args.savings), log_level=logging.INFO if args.verbose else logging.WARNING,
     )  # fmt: skip
     tenants = () if args.keys is None else read_keys(args.keys)
     table = prices.table(args.prices or config.prices_file())
     ledger = str(config.ledger_file()) if args.ledger is None else args.ledger
     ledger = None if ledger == "none" else ledger
-    return Settings(options, args.host, args.port, tenants, args.price, table, ledger, drain_seconds=args.drain)
+    return Settings(
+        options, args.host, args.port, tenants, args.price, table, ledger, drain_seconds=args.drain, bodies=args.bodies * MB,
+        pixels=round(args.pixels * 1e6), record=recording,
+    )  # fmt: skip
 
 
 def _check_ledger(settings: Settings) -> None:
@@ -121,4 +150,8 @@ def run(settings: Settings, worker: Worker, listening: socket.socket) -> None:
     listening.listen(4096)
     host, port = listening.getsockname()[:2]
     print(f"Retouch serves http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    Server(create(settings, worker)).run(sockets=[listening])
+    app = create(settings, worker)
+    try:
+        Server(app).run(sockets=[listening])
+    finally:
+        app.state.service.close()  # it is closed already unless a second Ctrl-C was pressed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -21,8 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from retouch.edit import QueueFull, RetouchError
 from retouch.engine.worker import Worker
 from retouch.serve import documents, images, jobs, oip
-from retouch.serve.errors import BadRequest, BodyTooLarge, BodyTooSlow, Draining, NotFound, body_of, response_of
-from retouch.serve.schema import ERRORS, Stats
+from retouch.serve.budget import Claim
+from retouch.serve.errors import BadRequest, BodyTooLarge, BodyTooSlow, Draining, Forbidden, NotFound, body_of, response_of
+from retouch.serve.schema import ERRORS, Stats, some
 from retouch.serve.service import Service
 from retouch.serve.settings import Settings
 
@@ -39,16 +42,21 @@ OPEN_BODIES = 64
 """Requests beyond the queue's length whose bodies may be read at once; what comes on top is refused unread."""
 
 
+THREADS = min(40, 4 * (os.cpu_count() or 1))
+"""Pictures that are decoded or encoded at once; more would be no faster, and each takes the memory of some whole pictures."""
+
+
 def create(settings: Settings, worker: Worker) -> FastAPI:
     """The server over a worker that has been started; it is closed with the application."""
     service = Service(settings, worker)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         yield
         await service.drain()
         await asyncio.to_thread(worker.close)
-        await asyncio.to_thread(service.books.close)
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title="Retouch", version=version("retouch"), lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
@@ -70,7 +78,11 @@ def create(settings: Settings, worker: Worker) -> FastAPI:
 
 
 class Gate:
-    """What is decided before a body is read: how many at once, how large, how slow; nothing new while the server stops."""
+    """What is decided before a body is read, and as it comes: how many at once, of how many bytes, how large, how slow.
+
+    Nothing new while the server stops. Bytes are counted as they come, so that who only says that many will come is in nobody's
+    way. `scope["retouch.body"]` is the claim; who has made something else of the body gives it back.
+    """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service, self.open = app, service, 0
@@ -85,9 +97,11 @@ class Gate:
             await response_of(refusal, scope["path"])(scope, receive, send)
             return
         self.open += 1
+        scope["retouch.body"] = claim = self.service.bodies.claim()
         try:
-            await self.app(scope, self._watched(receive), send)
+            await self.app(scope, self._watched(receive, claim), send)
         finally:
+            claim.release()
             self.open -= 1
 
     def _refusal(self, scope: Scope) -> RetouchError | None:
@@ -100,9 +114,14 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 15:
             return BadRequest("Content-Length is not a number of bytes.")
-        return _too_large(settings.body) if int(length) > settings.body else None
+        if int(length) > settings.body:
+            return _too_large(settings.body)
+        bodies = self.service.bodies
+        if bodies.used + int(length) > bodies.limit:
+            return QueueFull(f"the server holds as many {bodies.what} as it may; try again later.", retry_after=2.0)
+        return None
 
-    def _watched(self, receive: Receive) -> Receive:
+    def _watched(self, receive: Receive, claim: Claim) -> Receive:
         settings, read, ended = self.service.settings, 0, False
         loop = asyncio.get_running_loop()
         late = loop.time() + settings.body_seconds
@@ -120,6 +139,7 @@ class Gate:
             ended = not message.get("more_body", False)
             if read > settings.body:
                 raise _too_large(settings.body)
+            claim.take(len(message.get("body", b"")))
             return message
 
         return next_message
@@ -130,7 +150,8 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    request.app.state.service.metrics.reject(body_of(error)["error"]["code"])
+    if not getattr(error, "counted", False):
+        request.app.state.service.metrics.reject(body_of(error)["error"]["code"])
     if isinstance(error, RetouchError) and error.status >= 500:
         log.warning("%s %s: %s", request.method, request.url.path, error)
     return response_of(error, request.url.path)
@@ -160,11 +181,13 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False, response_class=PlainTextResponse)
     @app.get("/healthz", tags=["health"], response_class=PlainTextResponse)
     async def healthz() -> str:
         """The process answers."""
         return "ok"
 
+    @app.head("/readyz", include_in_schema=False, response_class=PlainTextResponse)
     @app.get("/readyz", tags=["health"], response_class=PlainTextResponse, responses={503: ERRORS[503]})
     async def readyz() -> str:
         """The model is loaded, and edits are taken."""
@@ -172,9 +195,11 @@ def _add_health(app: FastAPI, service: Service) -> None:
             raise Draining("the server is stopping." if service.draining else "the model's process is starting.")
         return "ready"
 
-    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        """Prometheus' text format."""
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=some(401, 403))
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text format. Where there are keys, for an operator's only: the figures name tenants."""
+        if not service.settings.tenant(request.headers.get("authorization")).operator and service.settings.tenants:
+            raise Forbidden("the metrics name tenants: this key needs operator = true in the server's file of keys.")
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/stats", tags=["health"], response_model=Stats, responses={401: ERRORS[401]})

@@ -17,7 +17,7 @@ from retouch.serve.errors import BadRequest, WrongContentType, about
 from retouch.serve.forms import multipart
 from retouch.serve.images import asker
 from retouch.serve.schema import FILE, some
-from retouch.serve.service import Upload
+from retouch.serve.uploads import Upload
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 

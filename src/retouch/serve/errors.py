@@ -41,6 +41,12 @@ class BodyTooSlow(RetouchError):
     status = 408
 
 
+class Forbidden(RetouchError):
+    """The key is known, but it does not open this."""
+
+    status = 403
+
+
 class NotFound(RetouchError):
     """No such model, document, job or address."""
 
@@ -55,11 +61,18 @@ class Draining(RetouchError):
 
 
 E = TypeVar("E", bound=RetouchError)
+X = TypeVar("X", bound=Exception)
 
 
 def about(param: str, error: E) -> E:
     """The error, which says from now on that it is about this parameter."""
     error.param = param  # type: ignore[attr-defined]
+    return error
+
+
+def counted(error: X) -> X:
+    """The error of a run, which is counted with the run and not once more where it is answered."""
+    error.counted = True  # type: ignore[attr-defined]
     return error
 
 

@@ -6,13 +6,14 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -20,10 +21,14 @@ from retouch.edit import MAX_PROMPT_CHARACTERS, MAX_STEPS, ImageTooLarge
 from retouch.serve.errors import BadRequest, WrongContentType, about, of_validation
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 MAX_IMAGES, MAX_VARIATIONS, MAX_PARTIALS = 16, 10, 3
 SEEDS = 2**31
 """Variations without a seed draw one below this, so that every client's integers hold it."""
+
+SMALL = 1 << 18
+"""Bytes of a body that are parsed where it is read, in a millisecond or two."""
 
 QUALITIES = {"low": 0.5, "medium": 1.0, "auto": 1.0, "high": 2.0}
 """`quality` -> denoising steps, as a multiple of the model's own."""
@@ -52,9 +57,21 @@ class Fields(BaseModel):
     seed: Annotated[int | None, Field(ge=0, lt=2**62)] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
+    adapters: Annotated[str | None, Field(max_length=1000, description="LoRA: NAME or NAME:SCALE, commas between")] = None
     priority: Annotated[int, Field(ge=-100, le=100, description="higher comes first")] = 0
     deadline_ms: Annotated[int | None, Field(ge=1, le=86_400_000)] = None
     use_cache: Annotated[bool, Field(description="false: a finished result of the very same edit is not reused")] = True
+
+    def worn(self) -> tuple[tuple[str, float], ...]:
+        """Adapters and their scales. Raises BadRequest."""
+        found = []
+        for text in (self.adapters or "").split(",") if self.adapters else ():
+            name, _, scale = text.strip().partition(":")
+            try:
+                found.append((name, float(scale or 1)))
+            except ValueError as error:
+                raise BadRequest(f"adapters: {text!r} is not NAME or NAME:SCALE, such as ink:0.8.", "adapters") from error
+        return tuple(found)
 
     def steps(self, own: int) -> int | None:
         """`own` are the model's. Raises BadRequest where two fields say it."""
@@ -103,13 +120,7 @@ async def read_edit(request: Request, file_bytes: int) -> Ask:
     kind = _content_type(request)
     images: list[bytes | str] = []
     if kind == "application/json":
-        body = _validated(EditJson, await _json(request))
-        images += [_picture_of(reference, f"images.{i}") for i, reference in enumerate(body.images)]
-        mask = None if body.mask is None else _picture_of(body.mask, "mask")
-        if isinstance(mask, str):
-            raise BadRequest("mask.file_id: a mask is sent as image_url with a data URL.", "mask")
-        fields = body.model_dump(exclude={"images", "mask"})
-        return _checked(Ask(EditFields(**fields), images, mask), file_bytes)
+        return _checked(await parsed(request, _of_json), file_bytes)
     if kind != "multipart/form-data":
         raise WrongContentType("send multipart/form-data, or application/json with images.")
     masks: list[bytes] = []
@@ -130,6 +141,16 @@ async def read_edit(request: Request, file_bytes: int) -> Ask:
     if len(masks) > 1:
         raise BadRequest("mask is given twice; give it once.", "mask")
     return _checked(Ask(_validated(EditFields, texts), images, masks[0] if masks else None), file_bytes)
+
+
+def _of_json(data: bytes) -> Ask:
+    body = _validated(EditJson, _json(data))
+    images = [_picture_of(reference, f"images.{i}") for i, reference in enumerate(body.images)]
+    mask = None if body.mask is None else _picture_of(body.mask, "mask")
+    if isinstance(mask, str):
+        raise BadRequest("mask.file_id: a mask is sent as image_url with a data URL.", "mask")
+    fields = body.model_dump(exclude={"images", "mask"})
+    return Ask(EditFields(**fields), images, mask)
 
 
 def _checked(ask: Ask, file_bytes: int) -> Ask:
@@ -156,7 +177,7 @@ async def read_generation(request: Request) -> Ask:
     """Raises BadRequest, WrongContentType."""
     if _content_type(request) != "application/json":
         raise WrongContentType("send application/json.")
-    return Ask(_validated(Fields, await _json(request)))
+    return Ask(_validated(Fields, await parsed(request, _json)))
 
 
 class _Whole(MultiPartParser):
@@ -193,9 +214,21 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _json(request: Request) -> Any:
+async def parsed(request: Request, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of the body: of a large one in a thread, so that the event loop goes on.
+
+    The request does not keep the body, as `Request.body` would have it do to its end.
+    """
+    data = b"".join([part async for part in request.stream()])
+    if len(data) <= SMALL:
+        return parse(data)
+    async with request.app.state.service.parsing:
+        return await run_in_threadpool(parse, data)
+
+
+def _json(data: bytes) -> Any:
     try:
-        return json.loads(await request.body(), object_pairs_hook=_once)
+        return json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON: {error}.") from error
 

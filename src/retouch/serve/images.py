@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from retouch.serve import schema
 from retouch.serve.errors import NotFound
 from retouch.serve.forms import read_edit, read_generation
-from retouch.serve.runs import Order, Run
+from retouch.serve.orders import Order
+from retouch.serve.runs import Run
 from retouch.serve.schema import ERRORS
 from retouch.serve.service import Service
 from retouch.serve.settings import Tenant
@@ -37,6 +38,15 @@ def asker(request: Request) -> tuple[Service, Tenant]:
     return service, service.settings.tenant(request.headers.get("authorization"))
 
 
+async def edit_order(request: Request, service: Service, tenant: Tenant, stream: bool = False) -> Order:
+    """What a request asks for; its body is let go. With `stream`, previews are made though it does not say so."""
+    ask = await read_edit(request, service.settings.file)
+    ask.fields.stream |= stream
+    order = await service.edit_order(ask, tenant)
+    request.scope["retouch.body"].release()
+    return order
+
+
 @router.post(
     "/v1/images/edits", response_model=schema.Images, openapi_extra=schema.edit_body(),
     responses={200: schema.STREAM, **ERRORS},
@@ -44,8 +54,7 @@ def asker(request: Request) -> tuple[Service, Tenant]:
 async def edits(request: Request) -> Response:
     """Edit a picture inside its mask. With `stream`, server-sent events: `image_edit.partial_image`, `image_edit.completed`."""
     service, tenant = asker(request)
-    ask = await read_edit(request, service.settings.file)
-    return await _answer(request, service, await service.edit_order(ask, tenant), tenant)
+    return await _answer(request, service, await edit_order(request, service, tenant), tenant)
 
 
 @router.post(

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from retouch.serve import schema
-from retouch.serve.forms import read_edit
-from retouch.serve.images import asker, told
+from retouch.serve.images import asker, edit_order, told
 from retouch.serve.schema import ERRORS, some
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -19,9 +18,7 @@ SOME = some(401, 404)
 async def create(request: Request) -> Response:
     """Ask for an edit, with the fields of `/v1/images/edits`. Its previews are in the events, with or without `stream`."""
     service, tenant = asker(request)
-    ask = await read_edit(request, service.settings.file)
-    ask.fields.stream = True
-    run = service.begin(await service.edit_order(ask, tenant), tenant)
+    run = service.begin(await edit_order(request, service, tenant, stream=True), tenant)
     service.keep(run)
     return JSONResponse(run.described(), 202, {"Location": f"/v1/jobs/{run.id}"})
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from retouch.serve.errors import BadRequest, body_of
 
 HEAD_SECONDS = 20.0
 """A connection that has not sent the head of its request by then is closed."""
@@ -36,6 +40,16 @@ class Patient(H11Protocol):
             self._stop()
         elif self.head is None:
             self.head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """To what is no HTTP, in the form of every other refusal."""
+        error = BadRequest("this is no HTTP request that can be read; check the client, and that it speaks no TLS.")
+        body = json.dumps(body_of(error)).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from retouch.serve.errors import body_of
+
 if TYPE_CHECKING:
     from retouch.serve.runs import Run
     from retouch.serve.service import Service
@@ -45,9 +47,14 @@ class Metrics:
         self.totals["edits"]["rejected"] += 1
 
     def count(self, run: Run) -> None:
-        """A run that has ended: pictures that were made count as succeeded, though others of it were not."""
+        """A run that has ended: pictures that were made count as succeeded, though others of it were not.
+
+        One that the worker refused counts as a request that was refused.
+        """
         made, status = len(run.usages), "cancelled" if run.status == "cancelled" else "failed"
-        for name, count in (("succeeded", made), (status, run.n - made)):
+        if run.refused and run.error is not None:
+            self.reject(body_of(run.error)["error"]["code"])
+        for name, count in (("succeeded", made), (status, 0 if run.refused else run.n - made)):
             self.edits.labels(name).inc(count)
             self.totals["edits"][name] += count
         if run.status == "succeeded":
@@ -80,7 +87,15 @@ class _OfService:
         yield GaugeMetricFamily("retouch_queue_limit", "Edits that may wait.", queue["limit"])
         yield GaugeMetricFamily("retouch_ready", "Whether the model's process is up.", int(stats["ready"]))
         yield CounterMetricFamily("retouch_worker_restarts", "Processes that died and were replaced.", stats["restarts"])
-        ledger = self.service.books.counts
+        service = self.service
+        for name, budget in (("body_bytes", service.bodies), ("pixels", service.pixels)):
+            yield GaugeMetricFamily(f"retouch_{name}_held", f"Of open requests: {budget.what}.", budget.used)
+            yield GaugeMetricFamily(f"retouch_{name}_budget", f"As many {budget.what} may be held.", budget.limit)
+        recorded = CounterMetricFamily("retouch_recorded", "Requests for the trace that is recorded.", labels=["kind"])
+        for kind, count in (service.recorder.counts if service.recorder is not None else {}).items():
+            recorded.add_metric([kind], count)
+        yield recorded
+        ledger = service.books.counts
         rows = CounterMetricFamily("retouch_ledger_rows", "Rows that were written, and dropped.", labels=["kind"])
         rows.add_metric(["written"], ledger["written"])
         rows.add_metric(["dropped"], ledger["dropped"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -18,10 +19,12 @@ from starlette.concurrency import run_in_threadpool
 
 from retouch.picture import Picture
 from retouch.serve import schema
+from retouch.serve.budget import Claim
 from retouch.serve.errors import BadRequest, NotFound, WrongContentType, of_validation
-from retouch.serve.forms import EditFields
+from retouch.serve.forms import EditFields, parsed
 from retouch.serve.images import asker, while_connected
-from retouch.serve.runs import Order, Run, order_of
+from retouch.serve.orders import Order, order_of
+from retouch.serve.runs import Run
 from retouch.serve.service import Service, check_pixels, seed_of
 from retouch.serve.settings import Tenant
 
@@ -115,7 +118,12 @@ async def infer(request: Request, model: str) -> Response:
     _check_model(request, service, model)
     head, inputs = await _read(request)
     wanted, binary = _wanted(head)
-    order = await run_in_threadpool(_order, service, tenant, head, inputs)
+    claim = service.pixels.claim()
+    try:
+        order = await run_in_threadpool(_order, service, tenant, head, inputs, claim)
+    except BaseException:
+        claim.release()
+        raise
     run = service.begin(order, tenant, raw=True)
     await while_connected(request, run)
     return await run_in_threadpool(_response, model, head.get("id"), run, wanted, binary)
@@ -137,8 +145,11 @@ async def _read(request: Request) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON, and the input tensors by name."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise WrongContentType("compressed bodies are not read; send it as it is.")
-    body = await request.body()
-    text = request.headers.get(HEADER, str(len(body)))
+    return await parsed(request, partial(_parsed, text=request.headers.get(HEADER)))
+
+
+def _parsed(body: bytes, text: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    text = str(len(body)) if text is None else text
     if not text.isdecimal() or len(text) > 15 or int(text) > len(body):
         raise BadRequest(f"{HEADER} is {text[:20]!r}; the body has {len(body)} bytes.")
     try:
@@ -239,7 +250,7 @@ def _wanted(head: dict[str, Any]) -> tuple[list[str], set[str]]:
     return [one["name"] for one in outputs] or list(OUTPUTS), binary
 
 
-def _order(service: Service, tenant: Tenant, head: dict[str, Any], inputs: dict[str, Tensor]) -> Order:
+def _order(service: Service, tenant: Tenant, head: dict[str, Any], inputs: dict[str, Tensor], claim: Claim) -> Order:
     for name in ("image", "prompt"):
         if name not in inputs:
             raise BadRequest(f"the input {name} is missing; give it.", name)
@@ -256,8 +267,9 @@ def _order(service: Service, tenant: Tenant, head: dict[str, Any], inputs: dict[
         raise BadRequest(f"image is {list(photo.shape)}; give height, width, and 3 or 4.", "image")
     mask = inputs["mask"].array != 0 if "mask" in inputs else None
     picture = Picture(photo)
-    check_pixels(picture, tenant)
-    return order_of(asked, picture, mask, (), tenant, service.info["steps"], service.info["max_side"], seed_of(asked))
+    claim.take(check_pixels(picture.size, tenant) * (1 + asked.n))  # its own answers are pixels too
+    steps, side = service.info["steps"], service.info["max_side"]
+    return order_of(asked, picture, mask, (), tenant, steps, side, seed_of(asked), claim)
 
 
 def _schedule(head: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,10 @@ import numpy as np
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from retouch import picture
-from retouch.edit import DeadlinePassed, Edit, Edited, InvalidOption, RetouchError, Usage
-from retouch.picture import Picture
-from retouch.serve.errors import body_of
+from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, RetouchError, Usage
+from retouch.serve.errors import body_of, counted, status_of
 from retouch.serve.forms import EditFields, Fields
+from retouch.serve.orders import Order
 from retouch.serve.settings import Tenant
 
 log = logging.getLogger(__name__)
@@ -29,78 +28,12 @@ PREVIEW_SIDE = 1024
 """Partial images of larger pictures are scaled down to this longer side."""
 
 GRACE = 2.0
-"""Seconds after its deadline at which an edit is given up, should the worker not have said so itself."""
-
-KINDS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
-
-JPEG_EXIF = 65_533
-"""Bytes that one marker of a JPEG file takes."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """What is to be done, ready for the worker: `edits`, of the crop at `box` of `photo`."""
-
-    fields: Fields
-    photo: Picture
-    box: tuple[int, int, int, int]
-    edits: tuple[Edit, ...]
-
-    @property
-    def size(self) -> str:
-        return f"{self.photo.size[0]}x{self.photo.size[1]}"
-
-    def whole(self, crop: np.ndarray) -> np.ndarray:
-        """The picture with the worker's crop in its place."""
-        x0, y0, x1, y1 = self.box
-        if crop.shape[:2] == self.photo.pixels.shape[:2]:
-            return crop
-        image = self.photo.pixels.copy()
-        image[y0:y1, x0:x1] = crop
-        return image
-
-    def encoded(self, image: np.ndarray) -> bytes:
-        kind = KINDS[self.fields.output_format]
-        quality = 95 if self.fields.output_compression is None else self.fields.output_compression
-        return picture.encode(image, kind, self.photo, quality)
-
-
-def order_of(
-    fields: Fields, photo: Picture, mask: np.ndarray | None, references: tuple[np.ndarray, ...], tenant: Tenant, own_steps: int,
-    max_side: int, seed: int, blank: bool = False,
-) -> Order:  # fmt: skip
-    """Whatever is wrong with a request is refused here, before anything is queued. Raises InvalidEdit's errors."""
-    if fields.size not in ("auto", f"{photo.size[0]}x{photo.size[1]}"):
-        raise InvalidOption(f"size is {fields.size}, but an edit keeps its picture's: leave it out, or say auto.")
-    if fields.partial_images and not fields.stream:
-        raise InvalidOption("partial_images need stream=true.")
-    kind = KINDS[fields.output_format]
-    if max(photo.size) > picture.MAX_SIDE[kind]:
-        raise InvalidOption(f"{fields.output_format} holds at most {picture.MAX_SIDE[kind]:,} pixels a side; ask for png.")
-    if kind == "JPEG" and len(photo.exif or b"") > JPEG_EXIF:
-        raise InvalidOption(f"the picture's EXIF has more than the {JPEG_EXIF:,} bytes that jpeg holds; ask for png or webp.")
-    see_through = photo.pixels.shape[2] == 4 and bool((photo.pixels[..., 3] < 255).any())
-    if fields.output_format == "jpeg" and see_through:
-        raise InvalidOption("the picture has transparency, which jpeg cannot keep; ask for png or webp.")
-    if fields.output_compression is not None and fields.output_format != "jpeg":
-        raise InvalidOption("output_compression is for jpeg; png and webp are exact here. Leave it out.")
-    common: dict[str, Any] = {
-        "prompt": fields.prompt, "steps": fields.steps(own_steps), "guidance": fields.guidance_scale,
-        "priority": fields.priority, "deadline": None if fields.deadline_ms is None else fields.deadline_ms / 1000,
-        "tenant": tenant.name, "reuse": fields.use_cache, "references": references, "blank": blank,
-    }  # fmt: skip
-    checked = Edit(photo.pixels, mask=mask, seed=seed, **common)
-    area = np.ones(photo.pixels.shape[:2], bool) if checked.mask is None else checked.mask
-    box, _ = picture.working_crop(area, photo.size, max_side)
-    x0, y0, x1, y1 = box
-    crop = np.ascontiguousarray(photo.pixels[y0:y1, x0:x1])
-    inside = None if mask is None else np.ascontiguousarray(mask[y0:y1, x0:x1])
-    edits = tuple(Edit(crop, mask=inside, seed=seed + i, **common) for i in range(fields.n))
-    return Order(fields, photo, box, edits)
-
+"""Seconds after its deadline at which an edit is given up, should the worker not have said so, who looks between two steps."""
 
 Watch = Callable[[int, np.ndarray | None], None]
 Submit = Callable[[Edit, Watch, int], "Future[Edited]"]
+Made = Callable[["Run", int, bytes], None]
+"""Hears of each picture's file when it is made, before anybody has it."""
 
 
 @dataclass(eq=False)
@@ -117,6 +50,7 @@ class Run:
     tenant: Tenant
     price: Callable[[Usage], float | None]
     raw: bool = False
+    made: Made | None = None
     images: list[np.ndarray | None] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -133,8 +67,10 @@ class Run:
     _showing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], raw: bool = False) -> Run:
-        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw)
+    def of(
+        cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], raw: bool = False, made: Made | None = None
+    ) -> Run:
+        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw, made)
 
     @property
     def type(self) -> str:
@@ -149,8 +85,14 @@ class Run:
         """What it takes to keep it, about."""
         return sum(len(event.get("b64_json", "")) + len(self.fields.prompt) + 1000 for event in self.events)
 
-    def begin(self, submit: Submit, seconds: float, ended: Callable[[Run], None]) -> None:
-        """Submit all edits. `ended` is called once, whatever happens."""
+    @property
+    def refused(self) -> bool:
+        """Whether the worker said on arrival that it would not do it."""
+        error = self.error
+        return isinstance(error, QueueFull | DeadlineTooSoon) or (error is not None and status_of(error) < 500)
+
+    def begin(self, submit: Submit, seconds: float, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
+        """Submit all edits. `ended` is called once, whatever happens. `up`: whether there is a worker to hear of deadlines."""
         assert self.order is not None
         self.answers, self.images = [None] * self.n, [None] * self.n
         try:
@@ -159,7 +101,7 @@ class Run:
         except BaseException:
             self._withdraw()
             raise
-        self._task = asyncio.create_task(self._go(self.order, seconds, ended))
+        self._task = asyncio.create_task(self._go(self.order, seconds, ended, up))
 
     def _watch(self, index: int) -> Watch:
         """For the worker's thread to call."""
@@ -222,15 +164,20 @@ class Run:
         """Seconds from its arrival to its end, or to now."""
         return self.seconds if self.ended else time.monotonic() - self.started
 
-    async def _go(self, order: Order, seconds: float, ended: Callable[[Run], None]) -> None:
+    async def _go(self, order: Order, seconds: float, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
         deadline = order.edits[0].deadline
-        limit = min(seconds, seconds if deadline is None else deadline + GRACE)
+        limit = seconds if deadline is None else min(seconds, deadline)
+        all_ = asyncio.gather(*(self._one(order, index, future) for index, future in enumerate(self._futures)))
         try:
-            async with asyncio.timeout(limit):
-                await asyncio.gather(*(self._one(order, index, future) for index, future in enumerate(self._futures)))
+            if deadline is not None:
+                await asyncio.wait((all_,), timeout=limit)
+                if not all_.done() and limit < seconds and up():
+                    limit = min(seconds, deadline + GRACE)
+            async with asyncio.timeout(self.started + limit - time.monotonic()):
+                await all_
             self._end("succeeded")
         except TimeoutError:
-            self._fail(DeadlinePassed(f"the edit was not done in {limit:.0f} s; allow more, or come later."))
+            self._fail(DeadlinePassed(f"the edit was not done in {limit:.3g} s; allow more, or come later."))
         except asyncio.CancelledError:
             self._end("cancelled")
         except Exception as error:
@@ -238,6 +185,7 @@ class Run:
                 log.exception("an edit failed")
             self._fail(error)
         finally:
+            all_.cancel()
             self._withdraw()
             self.order = None
             ended(self)
@@ -248,7 +196,7 @@ class Run:
         if self.raw:
             self.images[index] = order.whole(edited.image)
         else:
-            coded = await run_in_threadpool(lambda: _base64(order.encoded(order.whole(edited.image))))
+            coded = await run_in_threadpool(self._coded, order, index, edited.image)
         if self.ended:
             return
         edited.usage.dollars = self.price(edited.usage)
@@ -257,6 +205,12 @@ class Run:
         event |= {"created_at": int(time.time()), **self._form(), "usage": self._usage([edited.usage])}
         self.answers[index] = event
         self._tell(event)
+
+    def _coded(self, order: Order, index: int, crop: np.ndarray) -> str:
+        data = order.encoded(order.whole(crop))
+        if self.made is not None:
+            self.made(self, index, data)
+        return _base64(data)
 
     def _hear(self, index: int, shown: Iterator[int], image: np.ndarray | None) -> None:
         """Without an image: the edit has been begun. A worker that begins it again shows no preview twice."""
@@ -293,7 +247,8 @@ class Run:
 
     def _fail(self, error: Exception) -> None:
         if not self.ended:
-            self.error = error.with_traceback(None)  # whose frames hold the pictures, as long as the job is kept
+            # Without the frames, which hold the pictures as long as the job is kept.
+            self.error = counted(error).with_traceback(None)
             self._tell({"type": "error", **body_of(error)})
             self._end("failed")
 

@@ -207,9 +207,9 @@ class ProtocolError(BaseModel):
 
 
 _TEXTS = {
-    400: "The request cannot be served as it stands.", 401: "No key, or an unknown one.",
+    400: "The request cannot be served as it stands.", 401: "No key, or an unknown one.", 403: "The key does not open this.",
     404: "No such model, document or job.", 408: "The body came too slowly.", 413: "Too large.", 415: "A body of another kind.",
-    429: "The queue or one of the key's limits is full; Retry-After says when to come again.",
+    429: "The queue, what the server holds, or one of the key's limits is full; Retry-After says when to come again.",
     500: "Something went wrong inside.", 503: "The server is starting or stopping, or its model's process is lost.",
     504: "The deadline cannot be met, or has passed.",
 }  # fmt: skip

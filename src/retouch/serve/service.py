@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,16 +18,20 @@ from starlette.concurrency import run_in_threadpool
 from retouch import picture
 from retouch.cache.disk import Disk
 from retouch.cache.store import Memory, Store
-from retouch.edit import InvalidImage, InvalidOption, WorkerLost
+from retouch.edit import InvalidImage, InvalidOption, QueueFull, WorkerLost
 from retouch.engine.worker import Worker
 from retouch.picture import Picture
 from retouch.prices import dollars, spent
 from retouch.serve.books import Books
+from retouch.serve.budget import Budget, Claim
 from retouch.serve.errors import BadRequest, Draining, NotFound, about
 from retouch.serve.forms import SEEDS, Ask, EditFields, Fields
 from retouch.serve.metrics import Metrics
-from retouch.serve.runs import Order, Run, order_of
+from retouch.serve.orders import Order, order_of
+from retouch.serve.recorder import Recorder
+from retouch.serve.runs import Run
 from retouch.serve.settings import Allowance, Settings, Tenant
+from retouch.serve.uploads import Decoded, Upload, dump, load
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +39,8 @@ LATENCIES = 512
 """Answers that the latency percentiles look back on."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Upload:
-    """A document's file as it was sent, and the tenant whose it is."""
-
-    data: bytes
-    tenant: str
-    created: int
-
-    @property
-    def bytes(self) -> int:
-        return len(self.data)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decoded:
-    """An upload's picture, kept so that the next edit need not decode it."""
-
-    photo: Picture
-
-    @property
-    def bytes(self) -> int:
-        return self.photo.pixels.nbytes
+PARSING = 2
+"""Large JSON bodies that are parsed at once: each takes several times its own size meanwhile."""
 
 
 class Service:
@@ -70,12 +54,16 @@ class Service:
         self.draining = False
         self.latencies: deque[float] = deque(maxlen=LATENCIES)
         self.began = time.monotonic()
+        self.bodies = Budget(settings.bodies, "bytes of bodies")
+        self.pixels = Budget(settings.pixels, "pixels of pictures")
+        self.parsing = asyncio.Semaphore(PARSING)
+        self.recorder = None if settings.record is None else Recorder(settings.record)
         self.books = Books(settings, worker.info, self.model)
         cache = settings.worker.cache
         self.uploads: Store[Upload] = Store(
             Memory("host", settings.uploads)
             if cache is None
-            else Disk(cache / "uploads", settings.worker.disk, _dump, _load)  # at once, as it outlives a crash
+            else Disk(cache / "uploads", settings.worker.disk, dump, load)  # at once, as it outlives a crash
         )
         self.decoded: Store[Decoded] = Store(Memory("host", settings.uploads))
 
@@ -94,8 +82,11 @@ class Service:
 
     async def upload(self, data: bytes, tenant: Tenant) -> tuple[str, Upload, Picture]:
         """Keep a picture under an id that its content gives, once it has been read whole. Raises InvalidImage."""
-        photo = await run_in_threadpool(picture.read, data)
-        check_pixels(photo, tenant)
+        claim = self.pixels.claim()
+        try:
+            photo = await run_in_threadpool(_read, data, tenant, claim)
+        finally:
+            claim.release()  # what is kept of it has budgets of its own
         key = "doc_" + hashlib.blake2b(tenant.name.encode() + b"\0" + data, digest_size=16).hexdigest()
         upload = Upload(data, tenant.name, int(time.time()))
         if upload.bytes > self.settings.uploads:
@@ -106,14 +97,21 @@ class Service:
 
     async def find(self, key: str, tenant: Tenant) -> tuple[Upload, Picture]:
         """An uploaded document. Raises NotFound, for another tenant's too."""
+        upload = await self._upload(key, tenant)
+        return upload, await self._decoded(key, upload)
+
+    async def _upload(self, key: str, tenant: Tenant) -> Upload:
         upload = await run_in_threadpool(self.uploads.find, key)
         if upload is None or upload.tenant != tenant.name:
             raise NotFound(f"there is no document {key}; upload it to /v1/documents (again, where it has been a while).")
+        return upload
+
+    async def _decoded(self, key: str, upload: Upload) -> Picture:
         decoded = self.decoded.find(key)
-        if decoded is None:
-            decoded = Decoded(await run_in_threadpool(picture.read, upload.data))
-            self.decoded.put(key, decoded, 0.1)
-        return upload, decoded.photo
+        if decoded is not None:
+            return decoded.photo
+        made, _ = await run_in_threadpool(self.decoded.get, key, lambda: Decoded(picture.read(upload.data)))
+        return made.photo
 
     def forget(self, key: str) -> None:
         self.decoded.drop(key)
@@ -121,25 +119,38 @@ class Service:
 
     async def edit_order(self, ask: Ask, tenant: Tenant) -> Order:
         """From what was sent to what the worker does. Raises InvalidEdit's errors, NotFound."""
-        assert isinstance(ask.fields, EditFields)
         self.check_model(ask.fields.model)
-        photos = []
+        claim = self.pixels.claim()
+        try:
+            return await self._edit_order(ask, tenant, claim)
+        except BaseException:
+            claim.release()
+            raise
+
+    async def _edit_order(self, ask: Ask, tenant: Tenant, claim: Claim) -> Order:
+        assert isinstance(ask.fields, EditFields)
+        photos, files = [], []
         for image in ask.images:
             if isinstance(image, str):
-                photos.append((await self.find(image, tenant))[1])
+                upload = await self._upload(image, tenant)
+                known = self.decoded.find(image)
+                size = known.photo.size if known else await run_in_threadpool(picture.measured, upload.data)
+                claim.share(image, check_pixels(size, tenant))
+                photos.append(known.photo if known else await self._decoded(image, upload))
+                files.append(upload.data)
             else:
-                photos.append(await run_in_threadpool(picture.read, image))
-            check_pixels(photos[-1], tenant)
+                photos.append(await run_in_threadpool(_read, image, tenant, claim))
+                files.append(image)
         mask = None
         if ask.mask is not None:
             try:
-                mask = await run_in_threadpool(picture.read_mask, ask.mask, photos[0].size, ask.fields.mask_mode)
+                mask = await run_in_threadpool(_read_mask, ask.mask, photos[0].size, ask.fields.mask_mode, claim)
             except InvalidImage as error:
                 raise about("mask", error) from error
         references = tuple(photo.pixels for photo in photos[1:])
         return await run_in_threadpool(
             order_of, ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"],
-            seed_of(ask.fields),
+            seed_of(ask.fields), claim, source=b"" if self.recorder is None else files[0],
         )  # fmt: skip
 
     async def generation_order(self, ask: Ask, tenant: Tenant) -> Order:
@@ -148,29 +159,60 @@ class Service:
         width, height = (side, side) if fields.size == "auto" else (int(part) for part in fields.size.split("x"))
         if max(width, height) > side or min(width, height) < self.info["cell"]:
             raise BadRequest(f"size is {fields.size}; this model makes {self.info['cell']} to {side} pixels a side.", "size")
-        photo = Picture(np.zeros((height, width, 3), np.uint8))
-        steps = self.info["steps"]
-        return await run_in_threadpool(order_of, fields, photo, None, (), tenant, steps, side, seed_of(fields), True)
+        claim = self.pixels.claim()
+        claim.take(width * height)
+        try:
+            photo = Picture(np.zeros((height, width, 3), np.uint8))
+            steps = self.info["steps"]
+            return await run_in_threadpool(
+                order_of, fields, photo, None, (), tenant, steps, side, seed_of(fields), claim, blank=True
+            )
+        except BaseException:
+            claim.release()
+            raise
 
     def begin(self, order: Order, tenant: Tenant, raw: bool = False) -> Run:
-        """Raises TooMuch, Draining, WorkerLost."""
-        if self.draining:
-            raise Draining("the server is stopping; send the edit to another one.")
-        if not self.worker.ready and self.worker.waiting >= self.settings.worker.queue:
-            raise WorkerLost("the model's process is starting again, and as many edits wait for it as may; try again later.")
-        pixels = order.photo.size[0] * order.photo.size[1]
-        self.allowance.take(tenant, len(order.edits), pixels)
-        run = Run.of(order, tenant, partial(dollars, per_hour=self.books.per_hour), raw)
+        """Raises QueueFull, TooMuch, Draining, WorkerLost, and BadRequest where it never could."""
+        try:
+            return self._begin(order, tenant, raw)
+        except BaseException:
+            order.claim.release()
+            raise
+
+    def _begin(self, order: Order, tenant: Tenant, raw: bool) -> Run:
+        n = len(order.edits)
+        self._check_room(n)
+        self.allowance.take(tenant, n, order.photo.size[0] * order.photo.size[1])
+        made = None if self.recorder is None else self.recorder.made
+        run = Run.of(replace(order, source=b""), tenant, partial(dollars, per_hour=self.books.per_hour), raw, made)
         self.live.add(run)
         try:
-            run.begin(self.worker.submit, self.settings.request_seconds, self._ended)
+            ended = partial(self._ended, claim=order.claim)
+            run.begin(self.worker.submit, self.settings.request_seconds, ended, lambda: self.worker.ready)
         except BaseException:
             self.live.discard(run)
-            self.allowance.give_back(tenant, len(order.edits))
+            self.allowance.give_back(tenant, n)
             raise
+        if self.recorder is not None:
+            self.recorder.asked(run.id, order, tenant.name)
         return run
 
-    def _ended(self, run: Run) -> None:
+    def _check_room(self, n: int) -> None:
+        """All of a request's edits are taken on, or none."""
+        queue = self.settings.worker.queue
+        if self.draining:
+            raise Draining("the server is stopping; send the edit to another one.")
+        if n > queue:
+            raise BadRequest(f"n is {n}, but this server's queue holds {queue} edits; ask for fewer.", "n")
+        if self.worker.waiting + n <= queue:
+            return
+        if not self.worker.ready:
+            raise WorkerLost("the model's process is starting again, and as many edits wait for it as may; try again later.")
+        typical = sorted(self.latencies)[len(self.latencies) // 2] if self.latencies else 0.0
+        raise QueueFull(f"{queue:,} edits may wait, and do; try again later.", retry_after=max(1.0, typical / 4))
+
+    def _ended(self, run: Run, claim: Claim) -> None:
+        claim.release()
         self.live.discard(run)
         self.allowance.give_back(run.tenant, run.n)
         self.metrics.count(run)
@@ -205,6 +247,12 @@ class Service:
         for run in list(self.live):
             run.give_up(Draining("the server was stopped before the edit was done; send it to another one."))
 
+    def close(self) -> None:
+        """Write what is left of books and trace; nothing happens where that has been done. To be called when no run is left."""
+        self.books.close()
+        if self.recorder is not None:
+            self.recorder.close()
+
     def stats(self) -> dict[str, Any]:
         """As `GET /v1/stats` tells it."""
         said, totals = self.worker.stats, self.metrics.totals
@@ -226,20 +274,27 @@ class Service:
         }  # fmt: skip
 
 
-def check_pixels(photo: Picture, tenant: Tenant) -> None:
-    if tenant.pixels is not None and photo.size[0] * photo.size[1] > tenant.pixels:
-        raise InvalidOption(f"the picture has {photo.size[0] * photo.size[1]:,} pixels; this key allows {tenant.pixels:,}.")
+def check_pixels(size: picture.Size, tenant: Tenant) -> int:
+    """How many there are. Raises InvalidOption where the key does not allow so many."""
+    pixels = size[0] * size[1]
+    if tenant.pixels is not None and pixels > tenant.pixels:
+        raise InvalidOption(f"the picture has {pixels:,} pixels; this key allows {tenant.pixels:,}.")
+    return pixels
+
+
+def _read(data: bytes, tenant: Tenant, claim: Claim) -> Picture:
+    claim.take(check_pixels(picture.measured(data), tenant))
+    return picture.read(data)
+
+
+def _read_mask(data: bytes, size: picture.Size, mode: str, claim: Claim) -> np.ndarray:
+    width, height = picture.measured(data)
+    claim.take(width * height)
+    try:
+        return picture.read_mask(data, size, mode)
+    finally:
+        claim.give_back(width * height)
 
 
 def seed_of(fields: Fields) -> int:
     return secrets.randbelow(SEEDS) if fields.seed is None else fields.seed
-
-
-def _dump(upload: Upload) -> bytes:
-    name = upload.tenant.encode()
-    return len(name).to_bytes(4, "little") + upload.created.to_bytes(8, "little") + name + upload.data
-
-
-def _load(data: bytes) -> Upload:
-    end = 12 + int.from_bytes(data[:4], "little")
-    return Upload(data[end:], data[12:end].decode(), int.from_bytes(data[4:12], "little"))

@@ -34,7 +34,7 @@ class TooMuch(QueueFull):
 class Tenant:
     """Who asks. `rate` is edits a minute, `concurrency` edits at once, `pixels` those of one picture; None: no limit.
 
-    `key` is the API key or, with the prefix `sha256:`, its digest.
+    `key` is the API key or, with the prefix `sha256:`, its digest. An `operator` may read the metrics, which name tenants.
     """
 
     name: str
@@ -42,8 +42,11 @@ class Tenant:
     rate: float | None = None
     concurrency: int | None = None
     pixels: int | None = None
+    operator: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.operator, bool):
+            raise InvalidOption(f"tenant {self.name!r}: operator is {self.operator!r}; give true or false.")
         for limit in ("rate", "concurrency", "pixels"):
             value = getattr(self, limit)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
@@ -59,6 +62,15 @@ def _digest(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A trace of what is asked, into `file`; with prompts, with `pictures` in a folder, or with hashes in their place."""
+
+    file: Path
+    prompts: bool = False
+    pictures: Path | None = None
+
+
 NOBODY = Tenant("")
 """Everybody, where the server has no keys."""
 
@@ -66,7 +78,8 @@ NOBODY = Tenant("")
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Of one server. Sizes in bytes, times in seconds. `price` is dollars an hour of the device, else one of `prices` that fits
-    it. `ledger` is the address of the books, None: none are kept.
+    it. `ledger` is the address of the books, None: none are kept. `bodies` and `pixels` are what may be held at once: bytes of
+    bodies that are read, pixels of pictures of edits that are taken on.
     """
 
     worker: Options = field(default_factory=Options)
@@ -83,6 +96,9 @@ class Settings:
     drain_seconds: float = 60.0
     uploads: int = 1024 * MB
     finished: int = 512 * MB
+    bodies: int = 1024 * MB
+    pixels: int = 1_000_000_000
+    record: Recording | None = None
 
     def __post_init__(self) -> None:
         if not self.tenants and not _is_loopback(self.host):
@@ -93,6 +109,10 @@ class Settings:
             raise InvalidOption(f"port is {self.port}; give 0 (any free one) to 65535.")
         if self.price is not None and not 0 <= self.price < 1e6:
             raise InvalidOption(f"price is {self.price}; give dollars an hour, 0 or more.")
+        if self.bodies < self.body:
+            raise InvalidOption(f"--bodies is less than the {self.body // MB} MB that one body may have; give more.")
+        if self.pixels < 1:
+            raise InvalidOption(f"--pixels is {self.pixels / 1e6:g} million; give more.")
 
     def tenant(self, authorization: str | None) -> Tenant:
         """Whose key an `Authorization: Bearer` header holds. Raises Unauthorized."""
@@ -151,6 +171,8 @@ class Allowance:
         """All or nothing. Raises TooMuch with the time after which it may work, InvalidOption where it never will."""
         if tenant.pixels is not None and pixels > tenant.pixels:
             raise InvalidOption(f"the picture has {pixels:,} pixels; this key allows {tenant.pixels:,}. Scale it down.")
+        if tenant.concurrency is not None and edits > tenant.concurrency:
+            raise InvalidOption(f"{edits} edits at once are more than the {tenant.concurrency} of this key; ask for fewer.")
         if tenant.concurrency is not None and self.running[tenant.name] + edits > tenant.concurrency:
             raise TooMuch(f"this key allows {tenant.concurrency} edits at once; wait for some to end.", retry_after=1.0)
         if tenant.rate is not None:

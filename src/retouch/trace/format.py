@@ -6,6 +6,7 @@ name too, and in the place of a prompt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -15,19 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from retouch.edit import MAX_PROMPT_CHARACTERS, MAX_STEPS, InvalidMask, OutputFailed
-from retouch.measure.fields import Fields, InvalidTrace, parsed, short
-from retouch.measure.masks import Shape
 from retouch.picture import MAX_PIXELS, Box, Size
+from retouch.trace.fields import Fields, InvalidTrace, parsed, short
+from retouch.trace.shape import Shape
 
 FORMAT, VERSION = "retouch-trace", 1
 MAX_VARIATIONS = 10
+
+
+def hash_of(data: bytes) -> str:
+    """What a trace knows a picture's file by."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """A picture of a folder, or a part of it: cut to `crop`, mirrored if `flip`, scaled to `size` (width, height).
 
-    `hash` is of the file's bytes (`pictures.hash_of`). Without a `file`, any picture of that hash is meant.
+    `hash` is of the file's bytes (`hash_of`). Without a `file`, any picture of that hash is meant.
     """
 
     hash: str
@@ -110,9 +116,9 @@ def write(path: Path, trace: Trace) -> None:
 
 def lines(trace: Trace) -> Iterator[str]:
     """Equal traces have equal lines."""
-    yield _line(header(trace.mix, trace.seed, trace.knobs, len(trace.requests)))
+    yield line(header(trace.mix, trace.seed, trace.knobs, len(trace.requests)))
     for request in trace.requests:
-        yield _line(_told(request))
+        yield line(request)
 
 
 def header(mix: str, seed: int = 0, knobs: Mapping[str, Any] | None = None, requests: int | None = None) -> dict[str, Any]:
@@ -121,7 +127,9 @@ def header(mix: str, seed: int = 0, knobs: Mapping[str, Any] | None = None, requ
     return first | ({} if requests is None else {"requests": requests}) | {"knobs": dict(knobs or {})}
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def line(said: Request | Mapping[str, Any]) -> str:
+    """Of a file: a request, or what `header` says."""
+    row = _told(said) if isinstance(said, Request) else said
     return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
@@ -136,7 +144,10 @@ def _told(value: Any) -> dict[str, Any]:
 
 
 def read(path: Path) -> Trace:
-    """Raises InvalidTrace with file and line, and how to mend it."""
+    """Raises InvalidTrace with file and line, and how to mend it.
+
+    Of a recording, which does not say how many requests it has, a last line that is cut off is left out: its server was killed.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -145,12 +156,12 @@ def read(path: Path) -> Trace:
         raise InvalidTrace(f"{path} is empty; make a trace with retouch trace make.")
     whole = data.endswith(b"\n")
     rows = data.removesuffix(b"\n").split(b"\n")
-    read_lines = (parsed(path, number, row, whole or number < len(rows)) for number, row in enumerate(rows, 1))
-    first = next(read_lines)
-    mix, seed, knobs, count = _header_of(first)
+    mix, seed, knobs, count = _header_of(parsed(path, 1, rows[0], whole or len(rows) > 1))
+    if count is None and not whole and len(rows) > 1 and not _is_json(rows[-1]):
+        rows.pop()
     requests: list[Request] = []
-    for line in read_lines:
-        requests.append(_request_of(line, requests))
+    for number, row in enumerate(rows[1:], 2):
+        requests.append(_request_of(parsed(path, number, row, whole or number < len(rows)), requests))
     if count is not None and count != len(requests):
         raise InvalidTrace(
             f"{path} ends after {len(requests):,} of {count:,} requests: it is not whole. Make it again, or take "
@@ -159,6 +170,14 @@ def read(path: Path) -> Trace:
     if not requests:
         raise InvalidTrace(f"{path} has a header, but no request; make a trace with retouch trace make.")
     return Trace(tuple(requests), mix, seed, knobs)
+
+
+def _is_json(row: bytes) -> bool:
+    try:
+        json.loads(row.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _header_of(line: Fields) -> tuple[str, int, dict[str, Any], int | None]:

@@ -1,0 +1,130 @@
+"""`retouch models`: which families are served, what each has of the fast path, and what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import hf_hub_download
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+
+from retouch.edit import UnknownCheckpoint
+from retouch.models import checkpoint
+from retouch.models.checkpoint import FAMILIES, Family
+from retouch.models.families import adapter_of
+
+COLUMNS = {
+    "pipeline": "pipeline", "steps": "steps", "packing": "packing", "masked": "masked cells", "document": "kept of a document",
+    "guidance": "guidance", "references": "references", "refresh": "refresh", "adapters": "LoRA",
+}  # fmt: skip
+"""Name in JSON -> heading."""
+
+LEGEND = (
+    "masked cells: computing the mask alone; exact where the checkpoint was trained so, else lossy and off by default.\n"
+    "refresh: partial steps between full ones, lossy and off by default. references: further pictures beside the document."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Raises UnknownCheckpoint, CheckpointMismatch."""
+    parser = argparse.ArgumentParser("retouch models", "retouch models [options]", __doc__, allow_abbrev=False)
+    parser.add_argument("--model", metavar="X", help="what this one is: a bundled name, a directory or a hub name")
+    parser.add_argument("--json", action="store_true", help="the same, for programs")
+    args = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()  # of parts that no family here uses
+    found = rows() if args.model is None else described(args.model)
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    elif isinstance(found, list):
+        show(found)
+    else:
+        _show_one(found)
+    return 0
+
+
+def rows() -> list[dict[str, Any]]:
+    """Of every pipeline class, and of the checkpoints that come along."""
+    bundled = {path.parent.name: checkpoint.family_of(path.parent)[1] for path in checkpoint.BUNDLED.glob("*/model_index.json")}
+    return [row(name, family) for name, family in (bundled | FAMILIES).items()]
+
+
+def row(name: str, family: Family) -> dict[str, Any]:
+    """Of one pipeline class or checkpoint, by the names of COLUMNS."""
+    adapter = adapter_of(family)
+    traits = asdict(adapter.traits(family))
+    left = not (family.cached and family.masked)
+    said = {
+        "pipeline": name, "steps": family.steps, **traits, "refresh": adapter.refreshes and left, "adapters": adapter.adapts,
+    }  # fmt: skip
+    return {column: said[column] for column in COLUMNS}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(*COLUMNS.values(), box=None, pad_edge=False)
+    for one in rows:
+        table.add_row(*(_said(one[name]) for name in COLUMNS))
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    console.print(LEGEND, highlight=False)
+
+
+def described(name: str) -> dict[str, Any]:
+    """A checkpoint: its row, how it is run, and the weights of its parts by the heads of their files, which are not loaded.
+
+    Of a hub name only the index is fetched; nothing is known then of its weights. Raises UnknownCheckpoint, CheckpointMismatch.
+    """
+    path = _index(name)
+    pipeline, family, index = checkpoint.family_of(path)
+    parts = [part for part, value in index.items() if isinstance(value, list) and (path / part).is_dir()]
+    weights = {part: counted for part in parts if (counted := _weights(path / part))["parameters"]}
+    return {"model": name, "family": family.adapter, **row(pipeline, family), "run": asdict(family), "weights": weights}
+
+
+def _index(name: str) -> Path:
+    """The folder with its model_index.json."""
+    local = (checkpoint.BUNDLED / name).is_dir() or Path(name).expanduser().is_dir()
+    if local or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return checkpoint.find(name)
+    try:
+        return Path(hf_hub_download(name, "model_index.json")).parent
+    except Exception as error:  # whatever the hub's client raises
+        reason = " ".join(str(error).split())[:300]
+        raise UnknownCheckpoint(f"no directory {name!r}, and the hub does not give its model_index.json: {reason}") from error
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """Numbers and dtypes in the .safetensors files of a part, a damaged file left out: loading says what is wrong with it."""
+    count, kinds = 0, set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                parts = [tensors.get_slice(key) for key in tensors.keys()]  # noqa: SIM118  no mapping
+                count += sum(prod(part.get_shape()) for part in parts)
+                kinds |= {part.get_dtype() for part in parts}
+        except (OSError, SafetensorError):
+            continue
+    return {"parameters": count, "dtype": ", ".join(sorted(kinds))}
+
+
+def _show_one(found: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("model", f"{found['model']}, a {found['pipeline']} ({found['family']}.py)")
+    for name in list(COLUMNS)[1:]:
+        table.add_row(COLUMNS[name], _said(found[name]))
+    for name in ("max_side", "max_sequence_length"):
+        table.add_row(name.replace("_", " "), f"{found['run'][name]:,}")
+    for part, counted in found["weights"].items():
+        table.add_row(part, f"{counted['parameters'] / 1e6:,.1f} M numbers, {counted['dtype']}")
+    Console(width=None if Console().is_terminal else 160).print(table, highlight=False)
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

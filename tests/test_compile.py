@@ -1,0 +1,35 @@
+"""The compiled decoder: the same pictures but for rounding, beside the model that it was made of."""
+
+from __future__ import annotations
+
+import numpy as np
+from diffusers import AutoencoderKLFlux2
+
+import tiny
+from retouch.edit import Edit
+from retouch.engine import Engine
+from retouch.models.adapter import Options
+from retouch.models.flux2 import Flux2
+from retouch.passes.compile import compiled
+
+KV = "Flux2KleinKVPipeline"
+
+
+def test_a_compiled_decoder_makes_the_same_pictures_and_leaves_the_model_alone() -> None:
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(4, 4),
+        layers_per_block=1, latent_channels=4, norm_num_groups=2, mid_block_add_attention=False,
+    )  # fmt: skip
+    pipeline = tiny.assembled(KV, {**tiny.parts(), "vae": vae})
+    model = Flux2(pipeline, tiny.model(KV).family, options=Options(halo=1, feather=0))
+    decoder = model.vae.decoder
+    made = compiled(model)
+    assert model.vae.decoder is decoder
+    assert made.vae.decoder is not decoder
+    for height, width in ((64, 96), (112, 80)):
+        photo = tiny.photo(height, width)
+        mask = np.zeros((height, width), bool)
+        mask[20:50, 30:60] = True
+        plain, fast = (Engine(one).edit([Edit(photo, "a red apple", mask)])[0].image for one in (model, made))
+        assert np.abs(plain.astype(int) - fast.astype(int)).max() <= 1
+        assert (plain != photo).any()
