@@ -23,9 +23,11 @@ FLOORS = {
 DIFFUSERS = {"models", "train"}
 """Rooms that may import diffusers: models/ is the one that knows it, train/ builds and saves its classes."""
 
-NO_TORCH = {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"} | {
-    f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")
-} | {f"trace/{name}" for name in ("__init__", "fields", "format", "shape")}
+NO_TORCH = (
+    {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
+    | {f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")}
+    | {f"trace/{name}" for name in ("__init__", "fields", "format", "shape")}
+)
 HEAVY = ("torch", "ray", "fastapi", "diffusers", "transformers")
 
 

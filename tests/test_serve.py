@@ -126,10 +126,19 @@ def test_a_seed_that_is_left_out_is_drawn(server: Serving) -> None:
 
 
 def test_options_reach_the_worker(server: Serving) -> None:
-    options = {"priority": -3, "deadline_ms": 60_000, "guidance_scale": 2.5, "use_cache": False, "seed": 2**62 - 1, "user": "x"}
+    options = {
+        "priority": -3,
+        "deadline_ms": 60_000,
+        "guidance_scale": 2.5,
+        "use_cache": False,
+        "seed": 2**62 - 1,
+        "user": "x",
+        "negative_prompt": "a hat",
+    }
     assert server.edit(IMAGE, HOLE, **options).status_code == 200
     edit = asked(server)
     assert (edit.priority, edit.deadline, edit.guidance, edit.reuse, edit.seed) == (-3, 60.0, 2.5, False, 2**62 - 1)
+    assert edit.negative == "a hat"
     assert edit.prompt == "a red apple"
     server.edit(IMAGE, HOLE)
     edit = asked(server)

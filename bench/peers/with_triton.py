@@ -77,7 +77,9 @@ def main() -> None:
     for ask in examples():
         stock.edit(ask)
     ports = {"http_port": free_port(), "grpc_port": free_port(), "metrics_port": free_port()}
-    with Triton(config=TritonConfig(http_address="127.0.0.1", allow_grpc=False, allow_metrics=False, **ports)) as triton:
+    with Triton(
+        config=TritonConfig(http_address="127.0.0.1", allow_grpc=False, allow_metrics=False, exit_timeout_secs=1, **ports)
+    ) as triton:
         batcher = DynamicBatcher(max_queue_delay_microseconds=round(args.wait * 1e6))
         config = ModelConfig(max_batch_size=MAX_N, batcher=batcher)
         triton.bind("edits", inference(stock), INPUTS, OUTPUTS, config=config)

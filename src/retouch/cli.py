@@ -100,6 +100,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the first variation (default 0)")
     add("--steps", type=int, help="denoising steps (default: the model's own)")
     add("--guidance", type=float, help="guidance scale (default: the model's own)")
+    add("--negative", default="", metavar="TEXT", help="what to keep away from, where guidance takes a second pass")
     add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
     add("--adapter", action="append", default=[], metavar="NAME[=SCALE]", help="a LoRA to wear; repeatable")
     add("--adapters", type=Path, metavar="DIR", help="the folder of such adapters")
@@ -168,6 +169,7 @@ def _edits(args: argparse.Namespace, photo: Picture) -> list[Edit]:
             seed=args.seed + i,
             steps=args.steps,
             guidance=args.guidance,
+            negative=args.negative,
             adapters=adapters,
         )
         for i in range(args.n)

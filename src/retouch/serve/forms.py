@@ -57,6 +57,9 @@ class Fields(BaseModel):
     seed: Annotated[int | None, Field(ge=0, lt=2**62)] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
+    negative_prompt: Annotated[
+        str, Field(max_length=MAX_PROMPT_CHARACTERS, description="what an edit that is guided by a second pass keeps away from")
+    ] = ""
     adapters: Annotated[str | None, Field(max_length=1000, description="LoRA: NAME or NAME:SCALE, commas between")] = None
     priority: Annotated[int, Field(ge=-100, le=100, description="higher comes first")] = 0
     deadline_ms: Annotated[int | None, Field(ge=1, le=86_400_000)] = None

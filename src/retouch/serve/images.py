@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -70,7 +70,7 @@ async def generations(request: Request) -> Response:
 async def _answer(request: Request, service: Service, order: Order, tenant: Tenant) -> Response:
     run = service.begin(order, tenant)
     if not order.fields.stream:
-        return JSONResponse(await while_connected(request, run))
+        return Pictures(await while_connected(request, run))
     with suppress(TimeoutError):
         async with asyncio.timeout(REFUSAL):
             await anext(run.follow())
@@ -98,6 +98,13 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+class Pictures(JSONResponse):
+    """Pictures in JSON are long texts, which pydantic's writer puts down in a fifth of the standard library's time."""
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
+
+
 class _Stream(StreamingResponse):
     """A run's events. The run is cancelled where the client goes away, be it before the first of them."""
 
@@ -112,7 +119,7 @@ class _Stream(StreamingResponse):
             self.run.cancel()
 
 
-async def told(run: Run, jobs: bool = False) -> AsyncIterator[str]:
+async def told(run: Run, jobs: bool = False) -> AsyncIterator[bytes]:
     """A run's events as server-sent events; those about the job only with `jobs`."""
     events = run.follow()
     upcoming: asyncio.Task[dict[str, Any]] | None = None
@@ -121,7 +128,7 @@ async def told(run: Run, jobs: bool = False) -> AsyncIterator[str]:
             upcoming = upcoming or asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait((upcoming,), timeout=HEARTBEAT)
             if not done:
-                yield ": still here\n\n"
+                yield b": still here\n\n"
                 continue
             try:
                 event = upcoming.result()
@@ -129,7 +136,7 @@ async def told(run: Run, jobs: bool = False) -> AsyncIterator[str]:
                 return
             upcoming = None
             if jobs or event["type"] != "job.status":
-                yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+                yield b"event: %b\ndata: %b\n\n" % (event["type"].encode(), to_json(event))
     finally:
         if upcoming is not None:
             upcoming.cancel()

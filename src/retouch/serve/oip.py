@@ -43,6 +43,7 @@ FITTING = {"u": "iu", "i": "iu", "b": "biu", "f": "iuf"}
 INPUTS = {
     "image": ("UINT8", [-1, -1, -1]), "mask": ("BOOL", [-1, -1]), "prompt": ("BYTES", [1]), "seed": ("INT64", [1]),
     "n": ("INT32", [1]), "num_inference_steps": ("INT32", [1]), "guidance_scale": ("FP32", [1]),
+    "negative_prompt": ("BYTES", [1]),
 }  # fmt: skip
 """Name -> (datatype, shape). image (height, width, 3 or 4) and prompt are needed; a mask may be UINT8 too, 0 = leave alone."""
 
@@ -255,6 +256,8 @@ def _order(service: Service, tenant: Tenant, head: dict[str, Any], inputs: dict[
         if name not in inputs:
             raise BadRequest(f"the input {name} is missing; give it.", name)
     fields: dict[str, Any] = {"prompt": inputs["prompt"].one("prompt"), **_schedule(head)}
+    if "negative_prompt" in inputs:
+        fields["negative_prompt"] = inputs["negative_prompt"].one("negative_prompt")
     for name in ("seed", "n", "num_inference_steps", "guidance_scale"):
         if name in inputs:
             fields[name] = inputs[name].one(name).item()

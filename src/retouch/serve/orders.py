@@ -76,7 +76,7 @@ def order_of(
         "prompt": fields.prompt, "steps": fields.steps(own_steps), "guidance": fields.guidance_scale,
         "priority": fields.priority, "deadline": None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         "tenant": tenant.name, "reuse": fields.use_cache, "references": references, "blank": blank,
-        "adapters": fields.worn(),
+        "adapters": fields.worn(), "negative": fields.negative_prompt,
     }  # fmt: skip
     checked = Edit(photo.pixels, mask=mask, seed=seed, **common)
     area = np.ones(photo.pixels.shape[:2], bool) if checked.mask is None else checked.mask
