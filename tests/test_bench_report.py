@@ -69,7 +69,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def invented():
+def invented(verdict="pass"):
     """Rows as a run writes them, of figures that nobody measured: for the looks of a report alone."""
     common = {
         "trace": "", "trace_hash": "0", "trace_seed": 1, "knobs": "", "requests": 3, "model": "m", "vcpus": 2.0,
@@ -87,7 +87,7 @@ def invented():
         rows.append(Record("bench", "latency at load", load, "s", 0.1, 2.0, 3, **WHERE, extra=said))
     rows.append(Record("quality", "inside psnr", 20.0, "dB", n=40, **WHERE, extra={**packing, "path": "x", "kind": ""}))
     rows.append(Record("quality", "loss of inside psnr", 0.1, "dB", 0.0, 0.2, **WHERE, extra=packing))
-    said = {**packing, "verdict": "undecided", "reasons": "3 cases are < 20"}
+    said = {**packing, "verdict": verdict, "reasons": "3 cases are < 20"}
     rows.append(Record("quality", "the gate", 0.0, "1", **WHERE, extra=said))
     said = {
         "case": "c",
@@ -119,10 +119,16 @@ def test_a_report_is_made_of_rows_and_needs_nothing_else(tmp_path, capsys):
     assert not re.search(r"url\(|@import|https?://", html)
     assert "<b>last words" not in html
     assert html.count("<section") == 2
-    assert "undecided" in html
+    assert "3 cases are &lt; 20" in html
     assert "10.0×" in html  # plain over + packing
     assert "10.0 x fewer dollars than our own pipeline without savings, Retouch plain" in printed
     assert page.with_suffix(".md").read_text().count("| **Retouch + packing** | 5.00 |") == 2
+
+
+@pytest.mark.parametrize(("verdict", "ours"), [("pass", "+ packing"), ("undecided", "plain"), ("fail", "plain")])
+def test_what_is_claimed_is_of_a_rung_that_the_gate_lets_pass(verdict, ours):
+    (found,) = standing.standings(tally.latest(invented(verdict)))
+    assert found.ours.name == ours
 
 
 def test_the_readmes_tables_are_made_of_the_same_rows(tmp_path, capsys):

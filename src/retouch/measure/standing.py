@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retouch.measure import waterfall
+from retouch.measure.gate import PASS
 from retouch.measure.subjects import AGAIN, KINDS, RUNG
 from retouch.measure.tally import COST, SUITE
 from retouch.record import Record, Scalar
@@ -87,8 +88,10 @@ class Standing:
 
     @property
     def ours(self) -> Line | None:
-        """The highest rung that has a cost."""
-        return next((line for line in reversed(self.lines) if line.role == RUNG and line.cost is not None), None)
+        """The rung that costs least of those that the quality gate lets pass, or that it was not asked about."""
+        passed = [line for line in self.lines if line.gate is None or line.gate.extra.get("verdict") == PASS]
+        rungs = [line for line in passed if line.role == RUNG and line.cost is not None]
+        return min(rungs, key=lambda line: line.cost or 0.0, default=None)
 
     def best(self, *roles: str) -> Line | None:
         """The peer of these roles that costs least."""
