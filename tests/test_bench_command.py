@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,9 +230,12 @@ def test_ctrl_c_ends_the_subjects_and_keeps_the_rows(tmp_path):
 
 def started(pid, argument):
     """Children of a process that were given the argument."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    children = path.read_text().split() if path.exists() else []
-    return [one for one in children if argument in (Path(f"/proc/{one}/cmdline").read_text().split("\0"))]
+    found = []
+    with suppress(OSError):  # a child, or the process, may end while it is looked at
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if argument in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                found.append(child)
+    return found
 
 
 def wait_for(found, seconds=30):
