@@ -19,8 +19,8 @@ from rich.table import Table
 
 from retouch import record
 from retouch.engine import load
-from retouch.models.adapter import Options
 from retouch.models.compact import FORMS
+from retouch.models.options import Options
 from retouch.record import Record
 from timing import Spread
 from variants import Edits, Settings

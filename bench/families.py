@@ -28,9 +28,10 @@ from torch import Tensor
 from retouch import record
 from retouch.edit import Edit
 from retouch.engine.engine import Engine
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Job
 from retouch.models.checkpoint import FAMILIES
+from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
 from retouch.record import Record
 from timing import Clock, Spread

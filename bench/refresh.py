@@ -25,9 +25,10 @@ from retouch import record
 from retouch.edit import Edit, Usage
 from retouch.engine.engine import Engine
 from retouch.models import checkpoint
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
+from retouch.models.options import Options
 from retouch.record import Record
 from retouch.train.cases import cases, source_of
 from retouch.train.judge import held_out_photos

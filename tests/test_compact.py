@@ -10,8 +10,8 @@ import tiny
 from retouch.edit import Edit, InvalidOption
 from retouch.engine.engine import Engine
 from retouch.models import codec
-from retouch.models.adapter import Options
 from retouch.models.compact import FORMS, Compact, compact, dense
+from retouch.models.options import Options
 
 KV = "Flux2KleinKVPipeline"
 

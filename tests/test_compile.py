@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLFlux2
 import tiny
 from retouch.edit import Edit
 from retouch.engine import Engine
-from retouch.models.adapter import Options
 from retouch.models.flux2 import Flux2
+from retouch.models.options import Options
 from retouch.passes.compile import compiled
 
 KV = "Flux2KleinKVPipeline"

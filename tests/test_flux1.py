@@ -30,9 +30,9 @@ import tiny
 from retouch.edit import CheckpointMismatch, Edit, InvalidMask, InvalidOption, InvalidPrompt
 from retouch.engine.engine import Engine
 from retouch.models import codec
-from retouch.models.adapter import Options
 from retouch.models.checkpoint import FAMILIES
 from retouch.models.flux1 import Flux1
+from retouch.models.options import Options
 
 PROMPT = "replace the car with a red apple"
 TOLERANCE = 1e-3

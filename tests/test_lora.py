@@ -22,9 +22,10 @@ from retouch.edit import AdapterMismatch, Edit, InvalidOption, UnknownAdapter
 from retouch.engine.build import load
 from retouch.engine.engine import Engine
 from retouch.models import lora
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.checkpoint import Family
 from retouch.models.flux2 import Flux2
+from retouch.models.options import Options
 from retouch.serve.errors import BadRequest
 from retouch.serve.forms import Fields
 

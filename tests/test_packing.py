@@ -14,9 +14,9 @@ import tiny
 from retouch.edit import Edit, InvalidOption, InvalidPrompt
 from retouch.engine.engine import Engine
 from retouch.kernels.attention import Span, attend, attend_reference
-from retouch.models.adapter import Options
 from retouch.models.flux2 import Flux2
 from retouch.models.latents import cells_of
+from retouch.models.options import Options
 
 KV, KLEIN = "Flux2KleinKVPipeline", "Flux2KleinPipeline"
 PACK_TOLERANCE = 1e-4

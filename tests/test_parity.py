@@ -14,8 +14,8 @@ import tiny
 from retouch.edit import Edit
 from retouch.engine.engine import Engine
 from retouch.models import checkpoint, latents
-from retouch.models.adapter import Options
 from retouch.models.flux2 import Flux2
+from retouch.models.options import Options
 
 PROMPT = "replace the car with a red apple"
 TOLERANCE = 1e-3

@@ -26,7 +26,7 @@ import tiny
 from retouch.edit import Edit, InvalidMask, InvalidOption, InvalidPrompt
 from retouch.engine.engine import Engine
 from retouch.models import checkpoint, codec, qwen
-from retouch.models.adapter import Options
+from retouch.models.options import Options
 from retouch.models.qwen import Qwen
 
 PROMPT = "replace the car with a red apple"

@@ -16,8 +16,9 @@ import tiny
 from retouch import record
 from retouch.edit import Edit, InvalidOption
 from retouch.engine.engine import Engine
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Job
+from retouch.models.options import Options
 from retouch.models.refresh import Refresh
 
 KLEIN, KV = "Flux2KleinPipeline", "Flux2KleinKVPipeline"

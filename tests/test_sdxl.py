@@ -27,9 +27,9 @@ from retouch.edit import CheckpointMismatch, Edit, InvalidOption, InvalidPrompt
 from retouch.engine.build import load
 from retouch.engine.engine import Engine
 from retouch.models import checkpoint
-from retouch.models.adapter import Options
 from retouch.models.checkpoint import FAMILIES
 from retouch.models.families import adapter_of
+from retouch.models.options import Options
 
 PROMPT, NEGATIVE, TOLERANCE = "a red apple", "blurry, grey", 1e-3
 INPAINT = "StableDiffusionXLInpaintPipeline"

@@ -19,9 +19,9 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from retouch.models.adapter import Options
 from retouch.models.checkpoint import FAMILIES, Family
 from retouch.models.flux2 import Flux2
+from retouch.models.options import Options
 from retouch.train.text import build_tokenizer
 
 LAYERS = (1, 2, 3)

@@ -137,7 +137,7 @@ def _extra(args: argparse.Namespace) -> dict[str, Any]:
         raise InvalidOption("--adapter names one of a folder; give that with --adapters DIR.")
     extra: dict[str, Any] = {} if args.adapters is None else {"adapters": args.adapters}
     if args.refresh is not None:
-        from retouch.models.adapter import Options
+        from retouch.models.options import Options
 
         extra["options"] = Options(refresh=args.refresh)
     return extra

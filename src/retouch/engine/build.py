@@ -18,10 +18,10 @@ from retouch.engine.engine import MEMORY, Engine
 from retouch.engine.savings import SAVINGS
 from retouch.engine.scheduler import POLICIES
 from retouch.models import checkpoint, codec, lora
-from retouch.models.adapter import Options
 from retouch.models.base import Document, Prompt
 from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
+from retouch.models.options import Options
 from retouch.passes.compile import compiled
 
 log = logging.getLogger(__name__)

@@ -68,7 +68,7 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
     import torch
 
     from retouch.engine.build import load
-    from retouch.models.adapter import Options as Kept
+    from retouch.models.options import Options as Kept
 
     if options.threads:
         torch.set_num_threads(options.threads)

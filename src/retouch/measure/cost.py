@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from retouch import config
+from retouch import config, record
 from retouch.edit import InvalidOption
 from retouch.ledger import Ledger, sums
 from retouch.ledger.sums import Held, Sum
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     address = str(config.ledger_file()) if args.ledger is None else args.ledger
     if before is not None:
         forget(address, before)
+    if args.take is not None:
+        take(address, args.take)
     with Ledger(address) as ledger:
         books, where = read(ledger, args.by, since, until, args.held), str(ledger)
     if args.json:
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="all of it")
     add("--ledger", metavar="ADDRESS", help="a file or an SQLAlchemy URL (the file in the data folder)")
     add("--held", type=float, metavar="HOURS", help="that devices were held, where the ledger does not know (or not all)")
+    add("--take", type=Path, metavar="FILE", help="first bring in the Records of a bench, as JSON lines")
     add("--forget-before", metavar=when, help="first remove the edits that ended before that, for good")
     return parser
 
@@ -113,6 +117,16 @@ def forget(address: str, before: float) -> None:
     with Ledger(address, write=True) as ledger:
         gone = ledger.forget(before)
         print(f"retouch: {gone:,} edits that ended before {said(before)} were removed from {ledger}.", file=sys.stderr)
+
+
+def take(address: str, path: Path) -> None:
+    """Bring in the Records of a file, but for those that are in the books already. Raises RetouchError where it is none."""
+    rows = record.read(path)
+    with Ledger(address, write=True) as ledger:
+        known = {json.dumps(row.flat(), sort_keys=True) for row in ledger.records()}
+        new = [row for row in rows if json.dumps(row.flat(), sort_keys=True) not in known]
+        ledger.add(new)
+        print(f"retouch: {len(new):,} of {len(rows):,} records of {path} were new to {ledger}.", file=sys.stderr)
 
 
 def read(ledger: Ledger, by: str, since: float, until: float, hours: float | None = None) -> Books:

@@ -173,7 +173,7 @@ def _opened(args: argparse.Namespace, name: str, **form: Any) -> Iterator[Way]:
         yield Way(name, Endpoint(name, keys=keys, timeout=args.timeout))
         return
     from retouch.engine import load as load_engine
-    from retouch.models.adapter import Options
+    from retouch.models.options import Options
 
     asked = Options(keys=args.keys, refresh=args.refresh, context=args.context)
     options = {"engine": asked, "whole": Options(whole=True, halo=None), "masked": Options(whole=False)}[name]

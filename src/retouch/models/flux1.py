@@ -27,9 +27,10 @@ from torch import Tensor
 
 from retouch.edit import CheckpointMismatch, Edit, InvalidMask, InvalidPrompt
 from retouch.models import flux1_transformer, latents, transformer
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
+from retouch.models.options import Options
 from retouch.models.packing import Packed, cell_positions
 
 REFERENCE_TIME = 1

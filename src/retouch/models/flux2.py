@@ -13,10 +13,11 @@ from torch import Tensor
 
 from retouch.edit import InvalidPrompt
 from retouch.models import latents, lora, transformer
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.compact import compact
+from retouch.models.options import Options
 from retouch.models.packing import Packed, Reference, cell_positions
 
 REFERENCE_TIME = 10

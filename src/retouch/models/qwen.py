@@ -32,9 +32,10 @@ from transformers import DynamicCache
 
 from retouch.edit import Edit, InvalidMask, InvalidPrompt
 from retouch.models import latents, qwen_transformer
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
+from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
 from retouch.models.transformer import rope_of
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from retouch.edit import CheckpointMismatch, Edit, InvalidOption, InvalidPrompt
 from retouch.models import latents, lora
-from retouch.models.adapter import Adapter, Options
+from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
+from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
 
 
