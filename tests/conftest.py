@@ -3,6 +3,7 @@ the user's are written, nor his prices read, by servers in processes of their ow
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import settings
 _DATA = tempfile.TemporaryDirectory(prefix="retouch-tests-", ignore_cleanup_errors=True)
 os.environ["RETOUCH_DATA"] = _DATA.name
 os.environ["RETOUCH_PRICES"] = str(Path(__file__).parent.parent / "src" / "retouch" / "prices.toml")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it, and so would ours
 
 settings.register_profile("retouch", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("retouch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import subprocess
 import sys
@@ -215,8 +214,7 @@ def test_ctrl_c_ends_the_subjects_and_keeps_the_rows(tmp_path):
         "--dtype", "float32", "--peers", file, "--only", "full", "--no-quality", "--out", str(tmp_path / "rows.jsonl"),
         "--report", str(tmp_path / "r.html"),
     ]  # fmt: skip
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's job in the background ignores it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         children = wait_for(lambda: started(process.pid, "60000"))
         process.send_signal(signal.SIGINT)
