@@ -46,6 +46,7 @@ class Writer:
         self._ledger: Ledger | None = None
         self._failures = 0
         self._lost = 0
+        self._until = 0.0
         self._seen = float("-inf")
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -67,6 +68,7 @@ class Writer:
 
     def close(self, patience: float = 5.0) -> None:
         """Write what is left, for so many seconds; what cannot be is counted as dropped."""
+        self._until = time.monotonic() + patience
         self._closing.set()
         self._thread.join(patience)
         if self.waiting:
@@ -86,6 +88,9 @@ class Writer:
             self._turn()
             pause = min(SLOWEST, self.every * 2 ** min(self._failures, 10))
         self._turn()
+        while self.waiting and time.monotonic() < self._until:  # somebody else may write at this moment
+            time.sleep(min(self.every, 0.1))
+            self._turn()
         if self._ledger is not None:
             self._ledger.close()
 
