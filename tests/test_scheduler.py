@@ -175,15 +175,15 @@ def test_the_clock_is_never_negative(steps: list[tuple[int, float]]) -> None:
     assert fixed >= 0
     assert each >= 0
     assert math.isfinite(fixed + each)
-    assert clock.budget(0.9, 256) >= 256
+    assert clock.budget() >= 256
 
 
 def test_the_budget_buys_efficiency_within_the_longest_step() -> None:
     clock = StepClock()
     for tokens in (100, 200, 400, 800):
         clock.observe(tokens, 0.02 + 0.0001 * tokens)
-    assert clock.budget(0.9, 256) == pytest.approx(1800, rel=0.01)
-    assert clock.budget(0.9, 256, longest=0.1) == pytest.approx(800, rel=0.01)
+    assert clock.budget(efficiency=0.9) == pytest.approx(1800, rel=0.01)
+    assert clock.budget(efficiency=0.9, longest=0.1) == pytest.approx(800, rel=0.01)
 
 
 @given(waiting=tickets)

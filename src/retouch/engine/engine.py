@@ -86,7 +86,7 @@ class Engine:
     @property
     def tokens(self) -> int:
         """What a packed step may hold."""
-        return self.clock.budget(self.policy.efficiency, self.policy.least) if self._tokens is None else self._tokens
+        return self.clock.budget() if self._tokens is None else self._tokens
 
     def edit(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Edited]:
         """All edits, answered in their order. `progress` hears (steps done, steps in all) after every packed step.

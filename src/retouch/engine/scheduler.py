@@ -36,13 +36,7 @@ T = TypeVar("T", bound=Ticket)
 
 
 class Policy:
-    """An order of urgency. Most keep nothing; one that does is told by `charge` what was served.
-
-    A step's budget is found so that all but its fixed cost is `efficiency` of it, and is no less than `least` tokens: large
-    steps cost less an edit, small ones keep whoever comes next waiting for less.
-    """
-
-    efficiency, least = 0.9, 256
+    """An order of urgency. Most keep nothing; one that does is told by `charge` what was served."""
 
     def order(self, tickets: Sequence[T], now: float) -> list[T]:
         """The same tickets, most urgent first."""
@@ -83,11 +77,8 @@ class FairShare(Policy):
     """The tenant that has been served the fewest tokens, for its weight, comes first.
 
     A tenant that comes back after a pause starts at the least of those who are there: idle time earns no credit.
-    Steps are small, since whatever shares a step with an edit, or runs as it comes, adds to its latency.
     Source: the virtual token counter of https://arxiv.org/abs/2401.00588, over denoised tokens.
     """
-
-    efficiency, least = 0.65, 64
 
     weights: dict[str, float] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=dict)
@@ -181,7 +172,7 @@ class StepClock:
         fixed, each = self.line
         return fixed + each * tokens
 
-    def budget(self, efficiency: float, least: int, longest: float = 0.5, most: int = 65_536) -> int:
+    def budget(self, efficiency: float = 0.9, longest: float = 0.5, least: int = 256, most: int = 65_536) -> int:
         """Tokens a step at which its fixed cost is down to 1 - `efficiency` of it, but no step above `longest` seconds."""
         fixed, each = self.line
         if not each:
