@@ -31,6 +31,7 @@ from retouch.models.families import adapter_of
 from retouch.models.options import Options
 from retouch.record import Record
 from retouch.train.cases import cases, source_of
+from retouch.train.figures import psnr
 from retouch.train.judge import held_out_photos
 from timing import Clock, Spread
 from variants import Edits, Settings
@@ -41,9 +42,6 @@ FULL, ALONE = "every step full", "masked alone"
 SCHEDULES = ("1,2", "2,2", "1,4", "2,4", "1,100")
 KINDS = ("remove on photos", "remove on flat", "replace", "recolour")
 """Of `train.cases`: those with one answer."""
-
-HIGHEST = 60.0
-"""dB that are said of equal pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +126,9 @@ def measured(models: dict[str, Adapter], asked: Sequence[Asked], steps: int, clo
         mask = np.ones(edit.image.shape[:2], bool) if edit.mask is None else edit.mask
         for plan, (picture, seconds, usage) in answers.items():
             of = found.setdefault((plan, one.workload), Found())
-            of.add("psnr_full", psnr(picture[mask], whole[mask]))
+            of.add("psnr_full", psnr(picture, whole, mask))
             if one.truth is not None:
-                of.add("psnr_truth", psnr(picture[mask], one.truth[mask]))
+                of.add("psnr_truth", psnr(picture, one.truth, mask))
             of.add("tokens", usage.tokens_computed / usage.tokens_whole)
             of.add("step", seconds / steps)
             of.add("speedup", whole_seconds / seconds)
@@ -147,11 +145,6 @@ def run(engine: Engine, edit: Edit, clock: Clock) -> tuple[np.ndarray, float, Us
     seconds = clock() - started
     edited = engine.finish(job)
     return edited.image, seconds, edited.usage
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(((a.astype(np.float64) - b) ** 2).mean())
-    return min(HIGHEST, 10 * float(np.log10(255**2 / error))) if error else HIGHEST
 
 
 def rows_of(found: dict[tuple[str, str], Found], steps: int, model: str, where: dict[str, object]) -> list[Record]:

@@ -16,8 +16,7 @@ from retouch.edit import Edit, InvalidImage, InvalidMask, InvalidOption, Usage
 from retouch.measure import cases as edit_sets
 from retouch.measure import floor, gate, metrics, quality, quality_command
 from retouch.measure.cases import Case, InvalidCases
-from retouch.measure.contact import pair_losses
-from retouch.measure.gate import FAIL, PASS, UNDECIDED, Bounds
+from retouch.measure.gate import FAIL, PASS, UNDECIDED, Bounds, pair_losses
 from retouch.measure.quality import Answers, Scores, answers, compare, score, scored, sheet
 from retouch.measure.targets import Failed, Served
 from retouch.measure.zones import SEAM, box_of, mirrored, zones_of

@@ -122,8 +122,13 @@ def environment(device: str = "", dtype: str = "", threads: int = 0) -> dict[str
         "diffusers": _version("diffusers"),
         "commit": commit,
         "dirty": dirty,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }
+
+
+def now() -> str:
+    """The date of a Record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @lru_cache

@@ -13,9 +13,9 @@ import torch
 from retouch.cache.disk import Disk
 from retouch.cache.store import Memory, Store
 from retouch.edit import InvalidOption
-from retouch.engine import savings as spared
 from retouch.engine.engine import MEMORY, Engine
 from retouch.engine.savings import SAVINGS
+from retouch.engine.savings import check as check_savings
 from retouch.engine.scheduler import POLICIES
 from retouch.models import checkpoint, codec, lora
 from retouch.models.base import Document, Prompt
@@ -49,7 +49,7 @@ def load(
     """
     if policy not in POLICIES:
         raise InvalidOption(f"policy is {policy!r}; give one of {', '.join(POLICIES)}.")
-    spared.check(savings)
+    check_savings(savings)
     place = _device(device)
     path = checkpoint.find(model)
     chosen = choose(dtype, place)
@@ -79,7 +79,7 @@ def load(
 
 
 def _computed(options: Options, savings: tuple[str, ...]) -> Options:
-    return options if "mask" in savings else replace(options, whole=True, halo=None, refresh=None)
+    return options if "mask" in savings else replace(options, whole=True, halo=None, refresh=None, context=None)
 
 
 def _fingerprint(path: Path) -> str:

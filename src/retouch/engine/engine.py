@@ -18,7 +18,8 @@ import numpy as np
 
 from retouch.cache.store import Memory, Store
 from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, Usage, WorkerLost
-from retouch.engine.results import Finished, finished, key_of, recalled
+from retouch.engine.parcels import Changed
+from retouch.engine.results import finished, key_of, recalled
 from retouch.engine.scheduler import FirstCome, Policy, StepClock, Ticket, finish_time, fitting
 from retouch.models.base import Document, EditModel, Frame, Job, Prompt
 
@@ -69,7 +70,7 @@ class Engine:
     def __init__(
         self, model: EditModel, policy: Policy | None = None, tokens: int | None = None, queue: int = 1000,
         documents: Store[Document] | None = None, prompts: Store[Prompt] | None = None,
-        results: Store[Finished] | None = None, beside: int = 0,
+        results: Store[Changed] | None = None, beside: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.policy, self.queue = model, policy or FirstCome(), queue
         self.clock, self._tokens = StepClock(), tokens

@@ -1,11 +1,12 @@
-"""What goes between the server and the worker's process, made small: masks as bits, answers as what they changed.
+"""Edits and answers made small, to be sent between the server and the worker's process, and to be kept: masks as bits, answers
+as what they changed.
 
 A picture of 512 px has 0.8 MB, and a pipe takes 2 ms for that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,15 +40,19 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changed:
-    """An answer's or a preview's pixels in the box that the edit may change, and the answer's usage."""
+    """An answer's or a preview's pixels (h, w, 3 or 4) uint8 in the box that the edit may change, and the answer's usage."""
 
     pixels: np.ndarray
-    usage: Usage | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def bytes(self) -> int:
+        return self.pixels.nbytes
 
     @classmethod
     def of(cls, edit: Edit, image: np.ndarray, usage: Usage | None = None) -> Changed:
         x0, y0, x1, y1 = changed_box(edit)
-        return cls(np.ascontiguousarray(image[y0:y1, x0:x1]), usage)
+        return cls(image[y0:y1, x0:x1].copy(), usage or Usage())
 
     def image(self, edit: Edit) -> np.ndarray:
         x0, y0, x1, y1 = changed_box(edit)
@@ -56,4 +61,4 @@ class Changed:
         return image
 
     def edited(self, edit: Edit) -> Edited:
-        return Edited(self.image(edit), edit.seed, self.usage or Usage())
+        return Edited(self.image(edit), edit.seed, self.usage)

@@ -68,7 +68,6 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
     import torch
 
     from retouch.engine.build import load
-    from retouch.models.options import Options as Kept
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -76,8 +75,7 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
         "model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings",
         "adapters", "compile",
     )  # fmt: skip
-    kept = Kept(keys=options.documents, context=options.context, refresh=options.refresh)
-    engine = load(options=kept, **{name: getattr(options, name) for name in names})
+    engine = load(options=options.computed, **{name: getattr(options, name) for name in names})
     model: Any = engine.model
     info = {
         "steps": model.family.steps, "max_side": model.family.max_side, "cell": model.cell,

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from retouch.edit import Edit, Edited, Usage
-from retouch.engine.parcels import changed_box
+from retouch.edit import Edit, Edited
+from retouch.engine.parcels import Changed, changed_box
 from retouch.models.base import Frame
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Finished:
-    """A finished edit, as far as it changed the picture: what stands in the mask's box, (h, w, 3 or 4) uint8."""
-
-    pixels: np.ndarray
-    usage: Usage
-
-    @property
-    def bytes(self) -> int:
-        return self.pixels.nbytes
 
 
 def key_of(edit: Edit, frame: Frame, steps: int) -> str:
@@ -39,14 +27,11 @@ def key_of(edit: Edit, frame: Frame, steps: int) -> str:
     return digest.hexdigest()
 
 
-def finished(edit: Edit, edited: Edited) -> Finished:
-    x0, y0, x1, y1 = changed_box(edit)
-    return Finished(edited.image[y0:y1, x0:x1].copy(), replace(edited.usage))
+def finished(edit: Edit, edited: Edited) -> Changed:
+    return Changed.of(edit, edited.image, replace(edited.usage))
 
 
-def recalled(edit: Edit, known: Finished) -> Edited:
+def recalled(edit: Edit, known: Changed) -> Edited:
     """The picture as it came out then; nothing was computed for it now."""
-    image = edit.image.copy()
-    x0, y0, x1, y1 = changed_box(edit)
-    image[y0:y1, x0:x1] = known.pixels
-    return Edited(image, edit.seed, replace(known.usage, seconds={}, tokens_computed=0, cache_hits=("result",)))
+    usage = replace(known.usage, seconds={}, tokens_computed=0, cache_hits=("result",))
+    return Edited(known.image(edit), edit.seed, usage)

@@ -27,6 +27,7 @@ from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
 from retouch.engine.parcels import Asked, Changed
 from retouch.engine.process import receive, serve, write
 from retouch.engine.savings import SAVINGS
+from retouch.models.options import Options as Computed
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,10 @@ class Options:
     host: int = 0
     disk: int = 8 << 30
     threads: int | None = None
-    documents: str = "exact"
-    context: int | None = None
+    computed: Computed = field(default_factory=Computed)
     compile: bool = False
     savings: tuple[str, ...] = SAVINGS
     adapters: Path | None = None
-    refresh: str | None = None
     log_level: int = logging.WARNING
 
 

@@ -22,6 +22,9 @@ class Span:
     start: int
     stop: int
 
+    def meets(self, other: Span) -> bool:
+        return self.start < other.stop and other.start < self.stop
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[Span, Tensor, Tensor]]) -> Tensor:
     """Attention of a pack.
@@ -35,12 +38,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, own: list[Span], shared: list[tuple[
     if not shared:
         return out
     lse = torch.cat([weight for _, weight in parts]) if len(parts) > 1 else parts[0][1]
-    for span, keys, values in shared:
+    for at, (span, keys, values) in enumerate(shared):
         rows = slice(span.start, span.stop)
         more, more_lse = _attention(q[rows], keys, values)
         share = torch.sigmoid(more_lse - lse[rows]).unsqueeze(-1)
         out[rows] = torch.lerp(out[rows].float(), more.float(), share).to(out.dtype)
-        lse[rows] = torch.logaddexp(lse[rows], more_lse)
+        if any(span.meets(later) for later, _, _ in shared[at + 1 :]):
+            lse[rows] = torch.logaddexp(lse[rows], more_lse)
     return out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from retouch.measure.cases import Case
-from retouch.measure.gate import LOWER_IS_BETTER, Key, Verdict
+from retouch.measure.gate import Key, Verdict
 from retouch.measure.zones import grown
 
 TILE, GAP, MARGIN, LABEL = 192, 10, 24, 236
@@ -24,7 +24,7 @@ def sheet(
     names: tuple[str, str] = PATHS, losses: Mapping[Key, Mapping[str, float]] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """(H, W, 3) uint8: the `count` worst pairs of a verdict, a row each. `names` are those of the two paths, `losses` what each
-    pair loses, to stand beside it (`pair_losses`).
+    pair loses, to stand beside it (`gate.pair_losses`).
     """
     by_name = {case.name: case for case in cases}
     shown = [key for key in verdict.worst if key in plain and key in fast][:count]
@@ -49,18 +49,6 @@ def sheet(
             _text(pen, (MARGIN, top + 18 * at), line, 14, INK if not at else GREY)
         top += height + GAP
     return np.asarray(page)
-
-
-def pair_losses(
-    plain: Mapping[Key, Mapping[str, float]], fast: Mapping[Key, Mapping[str, float]], names: Sequence[str]
-) -> dict[Key, dict[str, float]]:  # fmt: skip
-    """By pair, of the named metrics ("inside psnr"); above 0 the fast path is worse."""
-    found = {}
-    for key in set(plain) & set(fast):
-        have = [name for name in names if name in plain[key] and name in fast[key]]
-        signs = {name: -1 if name.split()[-1] in LOWER_IS_BETTER else 1 for name in have}
-        found[key] = {name: signs[name] * (plain[key][name] - fast[key][name]) for name in have}
-    return found
 
 
 def _lost(losses: Mapping[str, float]) -> list[str]:

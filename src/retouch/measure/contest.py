@@ -67,7 +67,7 @@ class Contest:
         trial = await run(subject, course, bar.heard, bar.said)
         seconds = time.perf_counter() - started
         after = self.rate()
-        where = {**self.where, "date": record.environment()["date"]}
+        where = {**self.where, "date": record.now()}
         order = sum(row.name == tally.COST for row in self.rows)
         extra = {**self.extra, "rate_before": before, "rate_after": after, "order": order, "seconds_in_all": seconds}
         made = [] if done else tally.rows(trial, where, extra, self.per_hour)

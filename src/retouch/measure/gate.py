@@ -21,6 +21,9 @@ Key = tuple[str, int]
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 
+GATED, LOSS = "the gate", "loss of "
+"""What rows of a verdict, and of a loss before the metric's name, are called."""
+
 LIMITS: Mapping[str, float] = MappingProxyType({"inside psnr": 0.5, "inside ssimulacra2": 1.0})
 """What the upper bound of a paired loss stays under: dB, and points."""
 
@@ -173,6 +176,18 @@ def _loss(
     before, after = (float(np.mean([side[key][name] for key in pairs])) for side in (plain, fast))
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return Loss(name, float(values.mean()), low, high, len(values), seeds, before, after, spread, bounds.limits.get(name))
+
+
+def pair_losses(
+    plain: Mapping[Key, Mapping[str, float]], fast: Mapping[Key, Mapping[str, float]], names: Sequence[str]
+) -> dict[Key, dict[str, float]]:  # fmt: skip
+    """By pair, of the named metrics ("inside psnr"); above 0 the fast path is worse."""
+    return {
+        key: {
+            name: _lost(name, plain[key][name], fast[key][name]) for name in names if name in plain[key] and name in fast[key]
+        }
+        for key in set(plain) & set(fast)
+    }
 
 
 def _lost(name: str, plain: float, fast: float) -> float:

@@ -13,8 +13,7 @@ from PIL import Image
 
 from retouch.measure import quality
 from retouch.measure.cases import Case, load
-from retouch.measure.contact import pair_losses
-from retouch.measure.gate import LIMITS, Bounds, Key, Verdict
+from retouch.measure.gate import LIMITS, Bounds, Key, Verdict, pair_losses
 from retouch.measure.quality import Answers, Scores
 from retouch.measure.subjects import AGAIN, LADDER
 from retouch.measure.tally import SUITE

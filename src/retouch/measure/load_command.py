@@ -22,7 +22,7 @@ from retouch.measure.endpoint import EXTENSIONS, Endpoint
 from retouch.measure.load import Answer, Heard, closed_loop, open_loop, saturation
 from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Plan, of_trace
-from retouch.measure.targets import InProcess, Target
+from retouch.measure.targets import InProcess, Target, where_of
 from retouch.measure.traffic import option, turned
 from retouch.record import Record
 from retouch.trace import hash_of
@@ -154,7 +154,7 @@ def _further(given: Sequence[str]) -> dict[str, str]:
 
 async def _run(args: argparse.Namespace, target: Target, plan: Plan, extra: dict[str, Any]) -> list[Record]:
     async with target:
-        where, extra = _where(target), {**extra, "target": target.name, "warm_up": args.warm_up}
+        where, extra = where_of(target), {**extra, "target": target.name, "warm_up": args.warm_up}
         turn = 1 + secrets.randbelow(2**24 - 64) if args.fresh else 0
         if args.warm_up:
             warm = await closed_loop(target, plan.alone(args.warm_up).renewed(turn + 1), 1)
@@ -211,16 +211,3 @@ def _bar(total: int, text: str = "requests") -> Iterator[Heard]:
             bar.update(task, advance=1, wrong=f"[red]{wrong} failed" if wrong else "")
 
         yield heard
-
-
-def _where(target: Target) -> dict[str, Any]:
-    """What the numbers are measured on, as far as the target says so."""
-    if isinstance(target, InProcess):
-        model: Any = target.engine.model
-        import torch
-
-        device = "" if model.device.type == "cpu" else str(model.device)
-        return record.environment(device, str(model.dtype).removeprefix("torch."), torch.get_num_threads())
-    told = target.told if isinstance(target, Endpoint) else {}
-    device = str(told.get("device", f"unknown, behind {target.name}"))
-    return record.environment("" if device == "cpu" else device, str(told.get("dtype", "")), int(told.get("threads") or 0))

@@ -8,7 +8,6 @@ the less of its box a mask fills: compare it between answers to one edit, not be
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from retouch.measure.zones import SEAM, Zones, box_of, cut, mirrored
+from retouch.train.figures import IDENTICAL, psnr
 
-IDENTICAL = 60.0
-"""The most dB said of two pictures, as in `train/figures.py`: equal ones would be infinite, and rule every mean."""
+__all__ = ["IDENTICAL", "METRICS", "UNITS", "Metric", "by_zone", "imported", "missing", "psnr", "ssim_map"]
 
 REACH = 32
 """Pixels around the zones that the maps look at."""
@@ -40,12 +39,6 @@ class Metric:
     install: str = ""
     map: Callable[[Any, np.ndarray, np.ndarray], np.ndarray] | None = None
     whole: Callable[[Any, np.ndarray, np.ndarray], float] | None = None
-
-
-def psnr(truth: np.ndarray, answer: np.ndarray, where: np.ndarray) -> float:
-    """dB over `where` (H, W) bool."""
-    mse = float(np.square(truth[where].astype(np.float64) - answer[where]).mean())
-    return min(IDENTICAL, 10 * math.log10(255**2 / mse)) if mse > 0 else IDENTICAL
 
 
 def ssim_map(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from retouch.edit import InvalidEdit, InvalidImage
 from retouch.measure import metrics
 from retouch.measure.cases import Case
 from retouch.measure.contact import sheet
-from retouch.measure.gate import Bounds, Key, Verdict, decide
+from retouch.measure.gate import GATED, LOSS, PASS, Bounds, Key, Verdict, decide
 from retouch.measure.plan import of_edits
 from retouch.measure.targets import Failed, Target
 from retouch.measure.zones import zones_of
@@ -30,8 +30,6 @@ __all__ = ["Answers", "Bounds", "Key", "Scores", "Verdict", "answers", "compare"
 SUITE = "quality"
 Look = Callable[[Case, np.ndarray], tuple[dict[str, float], bool | None]]
 """What needs weights: further metrics of the inside, and whether the asked thing is there (`learned.Learned`)."""
-
-GATED = "the gate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +211,7 @@ def _judged(verdict: Verdict, row: Callable[..., Record]) -> list[Record]:
         finite = np.isfinite([loss.low, loss.high]).all()
         interval = {"low": loss.low, "high": loss.high} if finite else {}
         unit = metrics.UNITS.get(loss.name.split()[-1], "")
-        rows.append(row(f"loss of {loss.name}", loss.mean, unit, n=loss.n, said=said, **interval))
+        rows.append(row(f"{LOSS}{loss.name}", loss.mean, unit, n=loss.n, said=said, **interval))
     worst, why = ", ".join(f"{name} seed {seed}" for name, seed in verdict.worst[:5]), "; ".join(verdict.reasons)
     said = {"verdict": verdict.verdict, "reasons": why, "worst": worst, "unpaired": len(verdict.unpaired)}
-    return [*rows, row(GATED, float(verdict.verdict == "pass"), "1", said=said)]
+    return [*rows, row(GATED, float(verdict.verdict == PASS), "1", said=said)]

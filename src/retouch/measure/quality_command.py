@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from retouch import picture, record
 from retouch.edit import InvalidOption, RetouchError
 from retouch.measure import floor, metrics, quality
 from retouch.measure.cases import BUNDLED, Case, load
-from retouch.measure.contact import pair_losses
 from retouch.measure.endpoint import Endpoint
-from retouch.measure.gate import FAIL, LIMITS, PASS, Bounds, Key, Verdict
+from retouch.measure.gate import FAIL, LIMITS, PASS, Bounds, Key, Verdict, pair_losses
 from retouch.measure.quality import Answers, Look, Scores
 from retouch.measure.quality_table import tables
-from retouch.measure.targets import InProcess, Target
+from retouch.measure.targets import InProcess, Target, where_of
 from retouch.record import Record
 
 OWN = ("whole", "masked")
@@ -191,7 +189,7 @@ async def _see(
     seeds = range(args.seeds)
     with _opened(args, name) as way:
         first, scores = await _run(args, way, name, cases, seeds, look, args.clients)
-        seen = Seen(first, scores, [], {}, _where(way))
+        seen = Seen(first, scores, [], {}, where_of(way.target))
         noisy = noisy and bool(scores)
 
         async def again(text: str, way: Way, clients: int) -> None:
@@ -228,17 +226,6 @@ async def _run(
         async with target:
             answered = await quality.answers(target, cases, seeds, clients, args.steps, lambda: bar.advance(edits))
         return answered, quality.scored(cases, answered, look, lambda: bar.advance(scoring))
-
-
-def _where(path: Way) -> dict[str, Any]:
-    """What the path runs on, as far as it says so."""
-    if path.engine is not None:
-        model, torch = path.engine.model, importlib.import_module("torch")
-        device = "" if model.device.type == "cpu" else str(model.device)
-        return record.environment(device, str(model.dtype).removeprefix("torch."), torch.get_num_threads())
-    told: dict[str, Any] = getattr(path.target, "told", {})
-    device = str(told.get("device", f"unknown, behind {path.name}"))
-    return record.environment("" if device == "cpu" else device, str(told.get("dtype", "")), int(told.get("threads") or 0))
 
 
 def _rows(

@@ -9,10 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from retouch.measure.cases import Case
-from retouch.measure.gate import Verdict
+from retouch.measure.gate import GATED, LOSS, Verdict
 from retouch.record import Record
 
-LOSS = "loss of "
 FLOOR = "floor: "
 
 
@@ -41,7 +40,7 @@ def _means(rows: Sequence[Record], paths: Sequence[str], title: str) -> list[Tab
     table = _table(title, "", *paths, "")
     values: dict[str, dict[str, Record]] = {}
     for row in rows:
-        if row.name.startswith((LOSS, FLOOR, "the gate")):
+        if row.name.startswith((LOSS, FLOOR, GATED)):
             continue
         kind = str(row.extra.get("kind") or "")
         if not kind or row.name in ("inside psnr", "what was asked is there"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from retouch.edit import OutputFailed
 from retouch.measure import charts, table
 from retouch.measure.charts import Bar, Curve, Part
-from retouch.measure.report_quality import VERDICTS, quality
+from retouch.measure.report_quality import VERDICTS, quality, scrolled
 from retouch.measure.standing import Claim, Line, Standing
 from retouch.measure.subjects import AGAIN, RUNG
 from retouch.measure.table import dollars
@@ -102,7 +102,7 @@ def _table(standing: Standing) -> str:
     shown = table.columns(standing)
     head = "".join(f"<th scope=col>{escape(column.head)}</th>" for column in shown)
     rows = "".join(_row(standing, line, shown) for line in standing.lines if not line.error)
-    return _scroll(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>")
+    return scrolled(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>")
 
 
 def _row(standing: Standing, line: Line, shown: Sequence[table.Column]) -> str:
@@ -162,7 +162,7 @@ def _stages(standing: Standing) -> str:
     return (
         f"<h3>Where the dollars go</h3><figure>{charts.legend((STAGES[stage], stage) for stage in seen)}"
         f"{charts.bars(shown, 'dollars per million edits by stage')}</figure>"
-        + _scroll(f"<thead><tr><th scope=col>$ / million edits</th>{head}</tr></thead><tbody>{rows}</tbody>")
+        + scrolled(f"<thead><tr><th scope=col>$ / million edits</th>{head}</tr></thead><tbody>{rows}</tbody>")
     )
 
 
@@ -208,17 +208,13 @@ def _machine(standing: Standing) -> str:
         f'<h3>Machine and settings</h3><dl class="facts">{told}</dl>'
         '<p class="quiet">In the order in which they were measured, with the rate of square matrix products just before and '
         "after each: the ceiling of all of them, and whether the machine was the same for all.</p>"
-        + _scroll(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>")
+        + scrolled(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>")
     )
 
 
 def _spent(line: Line, name: str) -> str:
     value = line.value(name)
     return "-" if value is None else table.seconds(value)
-
-
-def _scroll(inside: str) -> str:
-    return f'<div class="scroll"><table>{inside}</table></div>'
 
 
 def markdown(standings: Sequence[Standing]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from retouch.measure.gate import FAIL, PASS
 from retouch.measure.standing import Line, Standing
 from retouch.record import Record
 
 PSNR = "inside psnr"
-VERDICTS = {"pass": "good", "fail": "bad"}
+VERDICTS = {PASS: "good", FAIL: "bad"}
 
 
 def quality(standing: Standing) -> str:
@@ -40,7 +41,12 @@ def _by_kind(lines: Sequence[Line]) -> str:
 
 def _table(head: str, rows: Sequence[str]) -> str:
     head = f"<thead><tr><th scope=col></th>{head}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    return scrolled(f"{head}<tbody>{''.join(rows)}</tbody>")
+
+
+def scrolled(inside: str) -> str:
+    """A table that a narrow page lets scroll."""
+    return f'<div class="scroll"><table>{inside}</table></div>'
 
 
 def _value(row: Record | None) -> str:

@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from retouch.measure import waterfall
-from retouch.measure.gate import PASS
+from retouch.measure.gate import GATED, LOSS, PASS
 from retouch.measure.subjects import AGAIN, KINDS, RUNG
 from retouch.measure.tally import COST, SUITE
 from retouch.record import Record, Scalar
 
 TARGETS = {"personal": (10.0, 3.0), "template": (15.0, 4.0)}
 """By mix: how many times fewer dollars than the best full-picture peer, and than the best peer of all."""
-
-GATED, LOSS = "the gate", "loss of "
-"""As `quality.records` names its rows."""
 
 
 @dataclass(slots=True)

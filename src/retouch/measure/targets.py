@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from retouch import record
 from retouch.edit import Edited, RetouchError, Usage
 from retouch.measure.plan import Call
 
@@ -128,6 +129,19 @@ class InProcess:
         ended = time.perf_counter()
         images = [one.image for one in edited]
         return Served(ended, images, sum(image.nbytes for image in images), 200, summed([one.usage for one in edited]))
+
+
+def where_of(target: Target) -> dict[str, Any]:
+    """What numbers of an open target are measured on, as far as it says so: fields of a Record."""
+    if isinstance(target, InProcess):
+        model: Any = target.engine.model
+        import torch
+
+        device = "" if model.device.type == "cpu" else str(model.device)
+        return record.environment(device, str(model.dtype).removeprefix("torch."), torch.get_num_threads())
+    told: dict[str, Any] = getattr(target, "told", {})
+    device = str(told.get("device", f"unknown, behind {target.name}"))
+    return record.environment("" if device == "cpu" else device, str(told.get("dtype", "")), int(told.get("threads") or 0))
 
 
 def summed(usages: Sequence[Usage]) -> Usage:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from retouch import picture
 from retouch.measure import summary
 from retouch.measure.endpoint import Endpoint
 from retouch.measure.load import Heard, Replay, closed_loop, open_loop
@@ -203,14 +202,9 @@ class Watched:
         """How many edits are the document's very pixels outside their mask, of how many that were looked at."""
         exact = checked = 0
         for call, file, made in self._seen:
-            mask, before = call.drawn(), _pixels(file)
+            mask, before = call.drawn(), picture.read(file).pixels
             for one in made:
-                after = _pixels(one)
+                after = picture.read(one).pixels
                 checked += 1
                 exact += after.shape == before.shape and (mask is None or bool(np.array_equal(after[~mask], before[~mask])))
         return exact, checked
-
-
-def _pixels(file: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(file)) as image:
-        return np.array(image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retouch.edit import InvalidMask
-from retouch.picture import Box, bounds
+from retouch.picture import Box, around
 
 SEAM = 4
 """Pixels on each side of the mask's border that are its seam. So wide does an edit fade in (`Options.feather`), and beyond it a
@@ -52,9 +52,8 @@ def grown(mask: np.ndarray, by: int) -> np.ndarray:
 
 def box_of(mask: np.ndarray, context: int) -> Box:
     """The mask's box (x0, y0, x1, y1), half open, with `context` pixels around it as far as the picture goes."""
-    x0, y0, x1, y1 = bounds(mask)
     height, width = mask.shape
-    return max(0, x0 - context), max(0, y0 - context), min(width, x1 + context), min(height, y1 + context)
+    return around(mask, (0, 0, width, height), context, 1)
 
 
 def cut(pixels: np.ndarray, box: Box) -> np.ndarray:

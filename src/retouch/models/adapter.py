@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from retouch import picture
-from retouch.edit import Edit, InvalidOption
+from retouch.edit import Edit, InvalidMask, InvalidOption
 from retouch.models import latents, lora
 from retouch.models.base import Document, Frame, Job, Prompt, Traits, Worn
 from retouch.models.checkpoint import Family
@@ -136,6 +136,11 @@ class Adapter(ABC):
         if len(edit.references) > (most := self.family.references):
             wanted = f"at most {most} further pictures" if most else "no further pictures"
             raise InvalidOption(f"this checkpoint looks at {wanted} beside the document; {len(edit.references)} are given.")
+        if self.family.sees == "nothing" and edit.mask is None and not edit.blank:
+            raise InvalidMask(
+                "this checkpoint draws from text and does not look at the picture; give a mask of what to fill, or ask for a "
+                "picture from nothing."
+            )
         height, width = edit.image.shape[:2]
         mask = np.ones((height, width), bool) if edit.mask is None else edit.mask
         box, scale = picture.working_crop(mask, (width, height), self.family.max_side)
@@ -228,6 +233,9 @@ class Adapter(ABC):
         noise = torch.randn((channels, rows, columns), generator=torch.Generator().manual_seed(seed))
         return noise.permute(1, 2, 0).to(self.device)
 
+    def _noised(self, clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return torch.lerp(clean, noise, sigma)
+
     def _masked_cells(self, edit: Edit, frame: Frame, grid: tuple[int, int]) -> Tensor:
         """(rows * columns,) bool: the cells an edit may change."""
         if edit.mask is None:
@@ -279,7 +287,7 @@ class Adapter(ABC):
         job.latents = job.latents + (following - sigma) * velocity
         if job.known is not None and (self.renoised or partial):
             clean = job.document.tokens.flatten(0, 1)[job.cells]
-            job.latents = torch.where(job.known[:, None], torch.lerp(clean, job.noise, following), job.latents)
+            job.latents = torch.where(job.known[:, None], self._noised(clean, job.noise, following), job.latents)
         job.step += 1
         job.usage.steps = job.step
         job.usage.tokens_computed += len(job.fresh) if partial and job.fresh is not None else len(job.cells)

@@ -14,9 +14,6 @@ import transformers
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retouch.edit import CheckpointMismatch, UnknownCheckpoint
 
@@ -136,6 +133,8 @@ def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
         apart = {"processor": None} if index.get("processor") else {}  # whole, it wants torchvision for videos
         pipeline = getattr(diffusers, name).from_pretrained(path, dtype=dtype, local_files_only=True, **apart)
         if apart:
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
             pipeline.register_modules(processor=Qwen2VLImageProcessorPil.from_pretrained(path / "processor"))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -182,6 +181,9 @@ def _check_weights(folder: Path, module: torch.nn.Module) -> None:
 
 def _renamed(stored: dict[str, list[int]], module: PreTrainedModel) -> dict[str, list[int]]:
     """Files name some weights as older releases of transformers did; from_pretrained renames them so."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
     rules = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
     names = module.state_dict()
     return {rename_source_key(key, rules, [], module.base_model_prefix, names)[0]: shape for key, shape in stored.items()}

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+from retouch.models.options import KEYS
+
+FORMS = dict(zip(KEYS[1:], (torch.int8, torch.float8_e4m3fn), strict=True))
 """Name of a form -> what its values are kept in."""
 
 

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from retouch.edit import CheckpointMismatch, Edit, InvalidMask, InvalidPrompt
@@ -32,6 +30,7 @@ from retouch.models.base import Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.options import Options
 from retouch.models.packing import Packed, cell_positions
+from retouch.models.schedule import flow_sigmas, shift_of
 
 REFERENCE_TIME = 1
 """Rotary time coordinate of the picture in the sequence (FluxKontextPipeline.prepare_latents)."""
@@ -81,17 +80,11 @@ class Flux1(Adapter):
 
     def frame(self, edit: Edit) -> Frame:
         frame = super().frame(edit)
-        if edit.mask is None and not edit.blank:
-            if self.family.sees == "nothing":
-                raise InvalidMask(
-                    "this checkpoint draws from text and does not look at the picture; give a mask of what to fill, or ask "
-                    "for a picture from nothing."
-                )
-            if edit.references:
-                raise InvalidMask(
-                    "this checkpoint looks at a further picture in the document's place; give a mask of what to change in the "
-                    "document, or edit the further picture itself."
-                )
+        if edit.mask is None and edit.references:
+            raise InvalidMask(
+                "this checkpoint looks at a further picture in the document's place; give a mask of what to change in the "
+                "document, or edit the further picture itself."
+            )
         return frame
 
     @torch.inference_mode()
@@ -136,11 +129,7 @@ class Flux1(Adapter):
         return Prompt(key, self.t5(words.to(self.device))[0][0], pooled)
 
     def _sigmas(self, steps: int, tokens: int) -> tuple[float, ...]:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule)
-        said = scheduler.config
-        mu = calculate_shift(tokens, said.base_image_seq_len, said.max_image_seq_len, said.base_shift, said.max_shift)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-        return tuple(scheduler.sigmas.tolist())
+        return flow_sigmas(self.schedule, steps, shift_of(self.schedule, tokens))
 
     @torch.inference_mode()
     def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:

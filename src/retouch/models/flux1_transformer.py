@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from retouch.models.transformer import Layout, Modulation, Rope, image_heads, joint_attention, normalize, rotate
+from retouch.models.transformer import (
+    Layout,
+    Modulation,
+    Rope,
+    after_attention,
+    image_heads,
+    joint_attention,
+    normalize,
+    rotate,
+)
 
 Spread = Callable[[Modulation], Modulation]
 """From a row for each segment to what broadcasts against the tokens of a step."""
@@ -61,8 +70,8 @@ def _double(
     seen_image = normalize(image, modulation.image[0], modulation.image[1], block.norm1.norm.eps)
     seen_text = normalize(text, modulation.text[0], modulation.text[1], block.norm1_context.norm.eps)
     out_text, out_image = joint_attention(block.attn, layer, seen_text, seen_image, rope, layout)
-    image = _after_attention(image, block.attn.to_out[0](out_image), block.ff, modulation.image, block.norm2.eps)
-    text = _after_attention(text, block.attn.to_add_out(out_text), block.ff_context, modulation.text, block.norm2_context.eps)
+    image = after_attention(image, block.attn.to_out[0](out_image), block.ff, modulation.image, block.norm2.eps)
+    text = after_attention(text, block.attn.to_add_out(out_text), block.ff_context, modulation.text, block.norm2_context.eps)
     return image, text
 
 
@@ -73,10 +82,3 @@ def _single(block: Any, layer: int, x: Tensor, modulation: tuple[Tensor, ...], r
     q, k = rotate(qk, rope).chunk(2, -2)
     out = layout.attend(layer, q, k, v).flatten(-2)
     return torch.addcmul(x, gate, block.proj_out(torch.cat([out, block.act_mlp(block.proj_mlp(seen))], -1)))
-
-
-def _after_attention(x: Tensor, out: Tensor, ff: Any, modulation: tuple[Tensor, ...], eps: float) -> Tensor:
-    """The gated residual of attention, then the feed-forward half of a double block, for either stream."""
-    gate, shift_ff, scale_ff, gate_ff = modulation[2:]
-    x = torch.addcmul(x, gate, out)
-    return torch.addcmul(x, gate_ff, ff(normalize(x, shift_ff, scale_ff, eps)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline, Flux2Pipeline
+from diffusers import Flux2KleinKVPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein_kv import compute_empirical_mu
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from retouch.models.checkpoint import Family
 from retouch.models.compact import compact
 from retouch.models.options import Options
 from retouch.models.packing import Packed, Reference, cell_positions
+from retouch.models.schedule import flow_sigmas
 
 REFERENCE_TIME = 10
 """Rotary time coordinate of the first reference; each further one is as much later (Flux2Pipeline._prepare_image_ids)."""
@@ -112,10 +113,7 @@ class Flux2(Adapter):
         return len(self.tokenizer(chat)["input_ids"])
 
     def _sigmas(self, steps: int, tokens: int) -> tuple[float, ...]:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule)
-        even = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-        scheduler.set_timesteps(steps, sigmas=even, mu=compute_empirical_mu(tokens, steps))
-        return tuple(scheduler.sigmas.tolist())
+        return flow_sigmas(self.schedule, steps, compute_empirical_mu(tokens, steps))
 
     def _denoise(self, pack: Packed) -> Tensor:
         guidance = None

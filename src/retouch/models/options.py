@@ -1,12 +1,14 @@
-"""How an edit is computed, whatever the family: what is left out, and what of that is lossy."""
+"""How an edit is computed, whatever the family: what is left out, and what of that is lossy. No torch: servers check it too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from retouch.edit import InvalidOption
-from retouch.models.compact import FORMS
 from retouch.models.refresh import Refresh
+
+KEYS = ("exact", "int8", "fp8")
+"""How a document's keys and values may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +38,5 @@ class Options:
             Refresh.parsed(self.refresh)
         if self.context is not None and not 0 <= self.context <= 4096:
             raise InvalidOption(f"context is {self.context} pixels; give 0 to 4096, or leave it out for the whole picture.")
-        if self.keys != "exact" and self.keys not in FORMS:
-            raise InvalidOption(f"documents are kept as {self.keys!r}; give exact, {' or '.join(FORMS)}.")
+        if self.keys not in KEYS:
+            raise InvalidOption(f"documents are kept as {self.keys!r}; give {KEYS[0]}, {' or '.join(KEYS[1:])}.")

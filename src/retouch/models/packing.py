@@ -36,8 +36,8 @@ class Segment:
     @property
     def noisy(self) -> Tensor:
         """(N, C + C'): their latents, with their condition beside them."""
-        parts = [self.job.latents] if self.job.condition is None else [self.job.latents, self.job.condition]
-        return torch.cat([self._computed(part) for part in parts], -1)
+        latents = self._computed(self.job.latents)
+        return latents if self.job.condition is None else torch.cat([latents, self._computed(self.job.condition)], -1)
 
     @property
     def reference(self) -> Tensor:

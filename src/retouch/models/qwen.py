@@ -23,20 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from retouch.edit import Edit, InvalidMask, InvalidPrompt
+from retouch.edit import Edit, InvalidPrompt
 from retouch.models import latents, qwen_transformer
 from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
+from retouch.models.schedule import flow_sigmas, shift_of
 from retouch.models.transformer import rope_of
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -71,14 +70,6 @@ class Qwen(Adapter):
 
     def _cell_side(self) -> int:
         return 2 * 2 ** len(self.vae.temperal_downsample)
-
-    def frame(self, edit: Edit) -> Frame:
-        if self.look is None and not edit.blank and edit.mask is None:
-            raise InvalidMask(
-                "this checkpoint draws from text and does not look at the picture; give a mask of what to fill, or ask for a "
-                "picture from nothing."
-            )
-        return super().frame(edit)
 
     def negative(self, edit: Edit) -> str | None:
         return " " if (text := super().negative(edit)) == "" else text
@@ -167,13 +158,7 @@ class Qwen(Adapter):
 
     def _sigmas(self, steps: int, tokens: int) -> tuple[float, ...]:
         """A single step goes all the way: to stretch the schedule to its last step (`shift_terminal`) divides by 0 there."""
-        if steps == 1:
-            return 1.0, 0.0
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.schedule)
-        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        mu = calculate_shift(tokens, *(self.schedule[name] for name in names))
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-        return tuple(scheduler.sigmas.tolist())
+        return (1.0, 0.0) if steps == 1 else flow_sigmas(self.schedule, steps, shift_of(self.schedule, tokens))
 
     def _guided(self, velocity: Tensor, without: Tensor, guidance: float) -> Tensor:
         """Each token's velocity as long as it is with the prompt alone."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from retouch.models.transformer import Layout, Rope, normalize, rotate
+from retouch.models.transformer import Layout, Rope, after_attention, normalize, rotate
 
 
 class Times(NamedTuple):
@@ -71,10 +71,8 @@ def _block(
     seen_image = normalize(image, of_image[0], of_image[1], block.img_norm1.eps)
     seen_text = normalize(text, of_text[0], of_text[1], block.txt_norm1.eps)
     out_text, out_image = layout.split(_attention(block.attn, layer, seen_image, seen_text, rope, layout))
-    image = torch.addcmul(image, of_image[2], block.attn.to_out[0](out_image))
-    text = torch.addcmul(text, of_text[2], block.attn.to_add_out(out_text))
-    image = torch.addcmul(image, of_image[5], block.img_mlp(normalize(image, of_image[3], of_image[4], block.img_norm2.eps)))
-    text = torch.addcmul(text, of_text[5], block.txt_mlp(normalize(text, of_text[3], of_text[4], block.txt_norm2.eps)))
+    image = after_attention(image, block.attn.to_out[0](out_image), block.img_mlp, of_image, block.img_norm2.eps)
+    text = after_attention(text, block.attn.to_add_out(out_text), block.txt_mlp, of_text, block.txt_norm2.eps)
     return image, text
 
 

@@ -49,7 +49,7 @@ class StableDiffusion(Adapter):
             raise InvalidOption("a UNet computes every cell; leave the option whole out.")
         self.unet = pipeline.unet.eval()
         self.holed = self.unet.config.in_channels == 9
-        self.renoised = False  # by the lines of `_advance` below, since noise is added on top here
+        self.renoised = not self.holed
         encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
         self.pooled = getattr(pipeline, "text_encoder_2", None) is not None
         if self.pooled:
@@ -216,8 +216,6 @@ class StableDiffusion(Adapter):
         times = torch.tensor([[*sides, 0, 0, *sides]] * len(segments), device=self.device, dtype=torch.float32)
         return {"text_embeds": pooled.to(self.dtype), "time_ids": times}
 
-    def _advance(self, job: Job, velocity: Tensor) -> None:
-        super()._advance(job, velocity)
-        if job.known is not None and not self.holed:
-            noised = job.document.tokens.flatten(0, 1) + job.sigmas[job.step] * job.noise
-            job.latents = torch.where(job.known[:, None], noised, job.latents)
+    def _noised(self, clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Noise is added on top here."""
+        return clean + sigma * noise

@@ -100,7 +100,7 @@ def encode_reference(model: Flux2Transformer2DModel, image: Tensor, modulation: 
         qk, v = image_heads(block.attn, normalize(image, modulation.image[0], modulation.image[1], eps))
         q, k = rotate(qk, rope).chunk(2, -2)
         out = layout.attend(layer, q, k, v).flatten(-2)
-        image = _after_attention(image, out, block.attn.to_out[0], block.ff, modulation.image, eps)
+        image = after_attention(image, block.attn.to_out[0](out), block.ff, modulation.image, eps)
         layer += 1
     for block in model.single_transformer_blocks:
         image = _single(block, layer, image, modulation.single, rope, layout, eps)
@@ -115,8 +115,8 @@ def _double(
     seen_image = normalize(image, modulation.image[0], modulation.image[1], eps)
     seen_text = normalize(text, modulation.text[0], modulation.text[1], eps)
     out_text, out_image = joint_attention(attn, layer, seen_text, seen_image, rope, layout)
-    image = _after_attention(image, out_image, attn.to_out[0], block.ff, modulation.image, eps)
-    text = _after_attention(text, out_text, attn.to_add_out, block.ff_context, modulation.text, eps)
+    image = after_attention(image, attn.to_out[0](out_image), block.ff, modulation.image, eps)
+    text = after_attention(text, attn.to_add_out(out_text), block.ff_context, modulation.text, eps)
     return image, text
 
 
@@ -165,12 +165,11 @@ def norm_heads(qk: Tensor, of_q: torch.nn.RMSNorm, of_k: torch.nn.RMSNorm) -> Te
     return (F.rms_norm(heads, (dim,), eps=of_q.eps) * weight).flatten(-3, -2)
 
 
-def _after_attention(x: Tensor, out: Tensor, project: Any, ff: Any, modulation: tuple[Tensor, ...], eps: float) -> Tensor:
+def after_attention(x: Tensor, out: Tensor, ff: Any, modulation: tuple[Tensor, ...], eps: float) -> Tensor:
     """The gated residual of attention, then the feed-forward half of a double block, for either stream."""
     gate, shift_ff, scale_ff, gate_ff = modulation[2:]
-    x = torch.addcmul(x, gate, project(out))
-    gated, linear = ff.linear_in(normalize(x, shift_ff, scale_ff, eps)).chunk(2, -1)
-    return torch.addcmul(x, gate_ff, ff.linear_out(F.silu(gated) * linear))
+    x = torch.addcmul(x, gate, out)
+    return torch.addcmul(x, gate_ff, ff(normalize(x, shift_ff, scale_ff, eps)))
 
 
 def normalize(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

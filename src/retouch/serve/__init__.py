@@ -15,7 +15,8 @@ from retouch.edit import InvalidOption
 from retouch.engine import savings
 from retouch.engine.scheduler import POLICIES
 from retouch.engine.worker import Options, Worker
-from retouch.models.refresh import Refresh
+from retouch.models.options import KEYS
+from retouch.models.options import Options as Computed
 from retouch.serve.settings import MB, Recording, Settings, read_keys
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host-memory", type=int, default=0, metavar="MB", help="and of those in host memory (%(default)s)")
     add("--cache", type=Path, metavar="DIR", help="and on disk; uploads are kept there too, over restarts")
     add("--disk", type=int, default=8192, metavar="MB", help="how much in it (%(default)s)")
-    forms = ("exact", "int8", "fp8")
-    add("--documents", choices=forms, default="exact", metavar="FORM", help="kept exact, in int8 or in fp8 (%(default)s)")
+    add("--documents", choices=KEYS, default="exact", metavar="FORM", help="kept exact, in int8 or in fp8 (%(default)s)")
     add("--adapters", type=Path, metavar="DIR", help="of LoRA adapters that edits may wear")
     add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th")
     add("--context", type=int, metavar="PX", help="seen around the mask (the whole picture)")
@@ -82,10 +82,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     for name in ("queue", "memory", "disk"):
         if getattr(args, name) < 1:
             raise InvalidOption(f"--{name} is {getattr(args, name)}; give at least 1.")
-    if args.refresh is not None:
-        Refresh.parsed(args.refresh)
-    if args.context is not None and not 0 <= args.context <= 4096:
-        raise InvalidOption(f"--context is {args.context}; give 0 to 4096 pixels, or leave it out for the whole picture.")
+    computed = Computed(keys=args.documents, refresh=args.refresh, context=args.context)
     if args.tokens is not None and args.tokens < 1:
         raise InvalidOption(f"--tokens is {args.tokens}; give at least 1, or leave it out.")
     if args.host_memory < 0 or args.drain < 0 or (args.beside or 0) < 0:
@@ -97,8 +94,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     recording = None if args.record is None else Recording(args.record, args.record_prompts, args.record_pictures)
     options = Options(
         args.model, args.dtype, args.device, args.cache, args.policy, args.tokens, args.queue, args.beside, args.memory * MB,
-        args.host_memory * MB, args.disk * MB, documents=args.documents, context=args.context, compile=args.compile,
-        adapters=args.adapters, refresh=args.refresh,
+        args.host_memory * MB, args.disk * MB, computed=computed, compile=args.compile, adapters=args.adapters,
         savings=savings.parsed(args.savings), log_level=logging.INFO if args.verbose else logging.WARNING,
     )  # fmt: skip
     tenants = () if args.keys is None else read_keys(args.keys)

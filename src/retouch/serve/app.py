@@ -116,9 +116,10 @@ class Gate:
             return BadRequest("Content-Length is not a number of bytes.")
         if int(length) > settings.body:
             return _too_large(settings.body)
-        bodies = self.service.bodies
-        if bodies.used + int(length) > bodies.limit:
-            return QueueFull(f"the server holds as many {bodies.what} as it may; try again later.", retry_after=2.0)
+        try:
+            self.service.bodies.check(int(length))
+        except QueueFull as error:
+            return error
         return None
 
     def _watched(self, receive: Receive, claim: Claim) -> Receive:

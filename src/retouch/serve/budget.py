@@ -22,6 +22,11 @@ class Budget:
     def claim(self) -> Claim:
         return Claim(self)
 
+    def check(self, amount: int) -> None:
+        """Raises QueueFull where there is not so much left now."""
+        if self.used + amount > self.limit:
+            raise QueueFull(f"the server holds as many {self.what} as it may; try again later.", retry_after=2.0)
+
 
 @dataclass(slots=True, eq=False)
 class Claim:
@@ -71,6 +76,5 @@ class Claim:
             raise ImageTooLarge(
                 f"the request has more than the {most} that this server holds; send smaller pictures, or fewer."
             )
-        if budget.used + amount > budget.limit:
-            raise QueueFull(f"the server holds as many {budget.what} as it may; try again later.", retry_after=2.0)
+        budget.check(amount)
         budget.used += amount

@@ -68,7 +68,7 @@ class Fields(BaseModel):
     def worn(self) -> tuple[tuple[str, float], ...]:
         """Adapters and their scales. Raises BadRequest."""
         found = []
-        for text in (self.adapters or "").split(",") if self.adapters else ():
+        for text in self.adapters.split(",") if self.adapters else ():
             name, _, scale = text.strip().partition(":")
             try:
                 found.append((name, float(scale or 1)))
