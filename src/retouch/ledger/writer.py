@@ -46,10 +46,9 @@ class Writer:
         self._ledger: Ledger | None = None
         self._failures = 0
         self._lost = 0
-        self._until = 0.0
         self._seen = float("-inf")
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="retouch-ledger", daemon=True)
         self._thread.start()
 
@@ -68,9 +67,9 @@ class Writer:
 
     def close(self, patience: float = 5.0) -> None:
         """Write what is left, for so many seconds; what cannot be is counted as dropped."""
-        self._until = time.monotonic() + patience
         self._closing.set()
         self._thread.join(patience)
+        self._given_up.set()
         if self.waiting:
             log.warning("%d rows of the ledger %s could not be written and are lost", self.waiting, said(self.url))
             with self._lock:
@@ -88,8 +87,7 @@ class Writer:
             self._turn()
             pause = min(SLOWEST, self.every * 2 ** min(self._failures, 10))
         self._turn()
-        while self.waiting and time.monotonic() < self._until:  # somebody else may write at this moment
-            time.sleep(min(self.every, 0.1))
+        while self.waiting and not self._given_up.wait(min(self.every, 0.1)):  # somebody else may write at this moment
             self._turn()
         if self._ledger is not None:
             self._ledger.close()
