@@ -139,8 +139,8 @@ class Writer:
                     self._drop()
 
     def _failed(self, error: Exception) -> None:
-        """Said once. The connection is given up, since it may be what is broken."""
-        if not self._failures:
+        """Said once, and not after `close` has said that the rows are lost. The connection may be what is broken: a new one."""
+        if not self._failures and not self._given_up.is_set():
             reason = error if isinstance(error, RetouchError) else f"the ledger {said(self.url)} cannot be written ({error!r})."
             log.warning("%s Edits go on; up to %d rows are kept and tried again.", reason, self.most)
         self._failures += 1
@@ -149,6 +149,6 @@ class Writer:
             self._ledger = None
 
     def _worked(self) -> None:
-        if self._failures:
+        if self._failures and not self._given_up.is_set():
             log.warning("the ledger %s is written again; %d rows were lost meanwhile", said(self.url), self._lost)
         self._failures = self._lost = 0
