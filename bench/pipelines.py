@@ -17,7 +17,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline, Flu
 from PIL import Image
 
 from ceiling import decoder, encoder, kv_steps, plain_steps, prompt
-from retouch import picture
+from retouch.boxes import Box
+from retouch.composite import composite
 from retouch.edit import Edit
 from retouch.models.flux2 import Flux2
 from retouch.models.peer import PLAIN
@@ -61,7 +62,7 @@ class Peer:
         if self._calls == self.steps:
             self._marks[1] = self.clock()
 
-    def run(self, edit: Edit, box: picture.Box | None = None) -> Sample:
+    def run(self, edit: Edit, box: Box | None = None) -> Sample:
         """The whole picture, or a box (x0, y0, x1, y1) of it; the mask decides what of the answer is taken."""
         height, width = edit.image.shape[:2]
         box = box or (0, 0, width, height)
@@ -75,7 +76,7 @@ class Peer:
             generator=torch.Generator().manual_seed(edit.seed), max_sequence_length=words,
             text_encoder_out_layers=family.out_layers, **({} if self.kind == "KV" else {"guidance_scale": 1.0}),
         ).images[0]  # fmt: skip
-        picture.composite(edit.image, np.asarray(answer), mask, box, self.model.options.feather)
+        composite(edit.image, np.asarray(answer), mask, box, self.model.options.feather)
         ended = self.clock()
         assert self._calls == self.steps, (self._calls, self.steps)
         cells = image.height * image.width // self.model.cell**2

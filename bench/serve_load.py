@@ -137,8 +137,23 @@ def load_at_80(bench: Bench, address: str) -> None:
     bench.add("saturating throughput", [full], "1/s")
     bench.add("p95 at 80 % of it", [loaded], "s")
     bench.add("p95 at 80 % over the unloaded p95", [loaded / float(np.percentile(alone, 95))], "x", 2.5)
+    bench.add("the same ratio of a queue before one server", [one_server(0.8)], "x")
     share = httpx.get(f"{address}/v1/stats").json()["step"]["scheduling_share"]
     bench.add("scheduling, of the steps", [share], "1", 0.02)
+
+
+def one_server(share: float, arrivals: int = 200_000) -> float:
+    """p95 of the time in a queue with one server that always takes as long, over that time without a queue (M/D/1).
+
+    What there is to be had where edits that share a step are done no sooner than one after the other, as on a CPU.
+    """
+    gaps = np.random.default_rng(0).exponential(1 / share, arrivals)
+    free, now, times = 0.0, 0.0, []
+    for gap in gaps:
+        now += gap
+        free = max(now, free) + 1.0
+        times.append(free - now)
+    return float(np.percentile(times, 95))
 
 
 def flood(bench: Bench) -> None:
@@ -148,6 +163,7 @@ def flood(bench: Bench) -> None:
         keys.write_text("".join(f'[[tenant]]\nname = "{name}"\nkey = "{name}"\n' for name in ("calm", "flood")))
         with server("--policy", "fair", "--keys", str(keys)) as address:
             calm, others = bench.fresh(sizes.loaded // 2, "calm"), bench.fresh(sizes.loaded, "flood")
+            one_by_one(address, bench.fresh(8, "calm"))  # documents are a tenant's own
             answers, seconds = closed(address, others[: sizes.together], 2 * CLIENTS)
             full = len(_checked(answers)) / seconds
             alone = _p95(open_loop(address, calm, 0.2 * full))

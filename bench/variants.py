@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from ceiling import decoder, document, encoder, packed_step, prompt
 from pipelines import Peer
-from retouch.cache.store import Memory, Store
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
 from retouch.edit import Edit
 from retouch.engine import Engine
 from retouch.models.flux2 import Flux2

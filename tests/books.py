@@ -1,4 +1,4 @@
-"""Shared pieces of the tests of the ledger: entries, a Postgres of one's own, and a process that writes until it is killed.
+"""Shared pieces of the tests of the ledger: entries, a writer, a Postgres, and a process that writes until it is killed.
 
 `python tests/books.py ADDRESS RUN COUNT RATE` writes COUNT entries of the runs RUN-0, ... at RATE a second, and says each.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import pwd
 import shutil
@@ -13,16 +14,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retouch.ledger import Entry, Lease, Ledger, Writer
 from retouch.ledger import sums as ledger_sums
 from retouch.ledger.sums import Sum
 
+if TYPE_CHECKING:
+    import pytest
+
 NOW = 1_790_000_000.0
 """When the entries of these tests ended: on a day in September 2026, at 14:13:20 UTC."""
+
+PATIENCE = 20.0
+"""Seconds that a test waits for what is bound to come."""
 
 _runs = itertools.count()
 
@@ -47,6 +55,24 @@ def total(address: str, since: float = 0.0, until: float = 2 * NOW) -> Sum:
 def by(address: str, key: str, since: float = 0.0, until: float = 2 * NOW) -> dict[str, Sum]:
     with Ledger(address) as ledger:
         return {name: ledger_sums.joined(group.values()) for name, group in ledger_sums.by(ledger, key, since, until).items()}
+
+
+def until(so: Callable[[], object], patience: float = PATIENCE) -> None:
+    end = time.monotonic() + patience
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@contextmanager
+def writing(address: str, **options: float) -> Iterator[Writer]:
+    writer = Writer(address, **{"every": 0.02, "wait": 0.1, **options})  # type: ignore[arg-type]
+    yield writer
+    writer.close()
 
 
 class Postgres:

@@ -39,3 +39,53 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if cluster is None:
         pytest.skip("no Postgres is installed here")
     return str(cluster.fresh())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """By which a store's making is timed: what is added to its one number has passed."""
+    now = [0.0]
+    monkeypatch.setattr("retouch.cache.store.time.perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture(scope="session")
+def small() -> Any:
+    """A trace of a dozen requests on small pictures, most later turns on results of earlier ones."""
+    from retouch.measure import traffic
+    from retouch.measure.pictures import Pictures
+
+    knobs = traffic.Knobs(requests=12, side=(64,), commit=0.8, rate=50, think=0.1, variations=2, tenants=2)
+    return traffic.make("personal", 3, knobs, Pictures())
+
+
+@pytest.fixture(scope="session")
+def plan(small: Any) -> Any:
+    """The same with its pictures."""
+    from retouch.measure.pictures import Pictures
+    from retouch.measure.plan import of_trace
+
+    return of_trace(small, Pictures())
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    """A tiny one on one thread: two would wait for each other where the machine is busy."""
+    import torch
+
+    import tiny
+    from retouch.engine import Engine
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Engine(tiny.model("Flux2KleinKVPipeline"))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def held() -> Iterator[Any]:
+    """A server whose edits begin, and end when they are released."""
+    from serving import Painter, Serving
+
+    with Serving(worker=Painter(hold=True)) as server:
+        yield server

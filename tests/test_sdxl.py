@@ -219,6 +219,22 @@ def test_sides_that_the_unet_cannot_halve_are_padded_and_large_pictures_cropped(
     assert not np.array_equal(ours[large.mask], large.image[large.mask])
 
 
+@pytest.mark.parametrize("channels", [9, 4])
+def test_whole_cells_of_padding_are_no_part_of_the_mask(channels: int) -> None:
+    """56 rows are seven cells, of which the UNet wants eight."""
+    served = model(channels)
+    mask = np.zeros((56, 72), bool)
+    mask[40:, 50:] = True
+    edit = Edit(tiny.photo(56, 72), PROMPT, mask, steps=2)
+    frame = served.frame(edit)
+    assert frame.pixels.shape == (64, 80, 3)
+    job = Engine(served).admit(edit)
+    assert int((~job.known).sum()) == served._masked_cells(edit, frame).sum() == 2 * 3
+    ours = Engine(served).edit([edit])[0].image
+    assert np.array_equal(ours[~mask], edit.image[~mask])
+    assert not np.array_equal(ours[mask], edit.image[mask])
+
+
 @pytest.mark.parametrize("xl", [True, False])
 def test_a_saved_directory_loads_and_gives_the_same(tmp_path: Path, xl: bool) -> None:
     pipe = pipeline(9, "epsilon", xl)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from retouch.cache.store import Sized
+from retouch.cache.tier import Sized
 
 log = logging.getLogger(__name__)
 

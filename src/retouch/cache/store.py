@@ -12,66 +12,17 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+
+from retouch.cache.tier import Sized, Tier
 
 log = logging.getLogger(__name__)
 
-
-class Sized(Protocol):
-    @property
-    def bytes(self) -> int:
-        """Memory held, in bytes."""
-
-
 V = TypeVar("V", bound=Sized)
-
-
-class Tier(Protocol[V]):
-    """One place where values lie. Calls come from many threads, but never two at once for one key."""
-
-    name: str
-    budget: int
-
-    def put(self, key: str, value: V, seconds: float) -> int | None:
-        """Keep `value`, which took `seconds` to make; returns the bytes it takes here, or None where it could not be kept."""
-
-    def get(self, key: str) -> V | None:
-        """The value in the form that the fastest tier holds, or None where it is lost or damaged."""
-
-    def drop(self, key: str) -> None:
-        """Forget `key`; nothing happens where it is not here."""
-
-    def found(self) -> Sequence[tuple[str, int, float]]:
-        """(key, bytes, recompute seconds) of what lies here from an earlier process."""
-
-
-class Memory(Generic[V]):
-    """A tier of values in memory. `move` brings one here (to host memory, say), `back` to the fastest tier's form."""
-
-    def __init__(
-        self, name: str, budget: int, move: Callable[[V], V] | None = None, back: Callable[[V], V] | None = None
-    ) -> None:
-        self.name, self.budget = name, budget
-        self._move, self._back = move, back
-        self._values: dict[str, V] = {}
-
-    def put(self, key: str, value: V, seconds: float) -> int | None:
-        self._values[key] = kept = self._move(value) if self._move else value
-        return kept.bytes
-
-    def get(self, key: str) -> V | None:
-        value = self._values.get(key)
-        return self._back(value) if self._back and value is not None else value
-
-    def drop(self, key: str) -> None:
-        self._values.pop(key, None)
-
-    def found(self) -> Sequence[tuple[str, int, float]]:
-        return ()
 
 
 @dataclass(slots=True)
@@ -173,6 +124,15 @@ class Store(Generic[V]):
             with self._lock:
                 self.counters.misses += 1
         return value
+
+    def used(self, key: str) -> bool:
+        """Whether there is a value of `key`, which counts as a use of it: for who has it at hand already."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.uses += 1
+                self._rank(key, entry)
+            return entry is not None or key in self._moves
 
     def put(self, key: str, value: V, seconds: float) -> None:
         """Keep a value that took `seconds` to make; one that is there already stays."""

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from retouch import picture
+from retouch.boxes import bounds
 from retouch.edit import Edit, OutputFailed, RetouchError
 from retouch.measure.zones import cut
-from retouch.picture import bounds
 
 BUNDLED = Path(__file__).parent / "edits"
 INDEX = "index.json"

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from retouch.boxes import Size
 from retouch.measure.masks import share_of
 from retouch.measure.published import IMAGES_A_PROMPT, QUANTILES, SOURCES, TURNS_A_SESSION, VARIATIONS
-from retouch.picture import Size
 from retouch.trace import Request, Result, Shape, Trace, View
 
 WINDOW = 10.0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retouch.boxes import bounds
 from retouch.measure import quality
 from retouch.measure.cases import Case, load
 from retouch.measure.gate import LIMITS, Bounds, Key, Verdict, pair_losses
@@ -19,7 +20,6 @@ from retouch.measure.subjects import AGAIN, LADDER
 from retouch.measure.tally import SUITE
 from retouch.measure.targets import Target
 from retouch.measure.trial import Course, Trial
-from retouch.picture import bounds
 from retouch.record import Record, Scalar
 
 TILE = 144

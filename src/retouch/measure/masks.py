@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from retouch.picture import Size
+from retouch.boxes import Size
 from retouch.trace.shape import Shape
 
 Outline = Callable[[np.random.Generator], np.ndarray]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from retouch import picture
+from retouch.boxes import Size
 from retouch.edit import InvalidImage, InvalidOption
-from retouch.picture import Size
 from retouch.trace import InvalidTrace, Trace, View, hash_of
 
 PHOTOS = Path(__file__).resolve().parents[3] / "photos"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from retouch.boxes import Size
 from retouch.edit import Edit, InvalidOption
 from retouch.measure.pictures import Pictures, another
 from retouch.measure.prompts import wish
-from retouch.picture import Size
 from retouch.trace import InvalidTrace, Request, Result, Shape, Trace, View
 
 MEMORY = 8 << 30

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retouch import picture
+from retouch.boxes import Size
 from retouch.measure import summary
 from retouch.measure.endpoint import Endpoint
 from retouch.measure.load import Heard, Replay, closed_loop, open_loop
@@ -18,7 +19,6 @@ from retouch.measure.plan import Call, Plan
 from retouch.measure.running import Broken, Running
 from retouch.measure.subjects import Subject
 from retouch.measure.targets import Served, Target
-from retouch.picture import Size
 
 HELD = 512 << 20
 """Bytes of answers that are kept until the clock has stopped, to be held against their documents."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retouch.boxes import Box, around
 from retouch.edit import InvalidMask
-from retouch.picture import Box, around
 
 SEAM = 4
 """Pixels on each side of the mask's border that are its seam. So wide does an edit fade in (`Options.feather`), and beyond it a

@@ -9,27 +9,24 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from retouch import picture
 from retouch.edit import Edit, InvalidMask, InvalidOption
-from retouch.models import latents, lora
+from retouch.models import framing, lora
 from retouch.models.base import Document, Frame, Job, Prompt, Traits, Worn
 from retouch.models.checkpoint import Family
+from retouch.models.framing import Region
 from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
 from retouch.models.preview import Sketch
 from retouch.models.refresh import Refresh
-
-Decode = Callable[[Tensor, tuple[int, int, int, int]], tuple[int, int, np.ndarray]]
 
 
 class Adapter(ABC):
@@ -121,9 +118,8 @@ class Adapter(ABC):
 
     @property
     def approximate(self) -> tuple[str, ...]:
-        lossy: tuple[str, ...] = ()
-        if self.options.keys != "exact" and self.family.cached:
-            lossy += (f"{self.options.keys} documents",)
+        keys = self.options.keys
+        lossy: tuple[str, ...] = (f"{keys} documents",) if keys != "exact" and self.family.cached else ()
         if self.options.context is not None:
             lossy += (f"context of {self.options.context} px",)
         if self.refresh is not None:
@@ -141,31 +137,17 @@ class Adapter(ABC):
                 "this checkpoint draws from text and does not look at the picture; give a mask of what to fill, or ask for a "
                 "picture from nothing."
             )
-        height, width = edit.image.shape[:2]
-        mask = np.ones((height, width), bool) if edit.mask is None else edit.mask
-        box, scale = picture.working_crop(mask, (width, height), self.family.max_side)
-        if self.options.context is not None and edit.mask is not None:
-            box = picture.around(mask, box, self.options.context / scale, self.cell / scale)
+        longest = self.family.max_side
+        box, scale = framing.place(edit, longest, self.options.context, self.cell)
         pixels = self._fit(edit.image[box[1] : box[3], box[0] : box[2], :3], scale)
-        references = []
-        for reference in edit.references:
-            shrink = min(1.0, self.family.max_side / max(reference.shape[:2]))
-            references.append(self._fit(reference[..., :3], shrink))
+        references = [self._fit(other[..., :3], min(1.0, longest / max(other.shape[:2]))) for other in edit.references]
         digest = hashlib.blake2b(self._fingerprint, digest_size=20)
-        adapters = self._adapters(edit)
+        adapters = lora.chosen(edit, self.loras)
         digest.update(f"{edit.tenant}\0{adapters if self.family.cached else ()}".encode())
         for part in (pixels, *references):
             digest.update(repr(part.shape).encode())
             digest.update(b"blank" if edit.blank else part.tobytes())
         return Frame(box, scale, pixels, tuple(references), digest.hexdigest(), edit.blank, adapters)
-
-    def _adapters(self, edit: Edit) -> tuple[tuple[str, float, str], ...]:
-        """Name, scale and stamp of each that the edit wears. Raises UnknownAdapter, InvalidOption."""
-        if not edit.adapters:
-            return ()
-        if self.loras is None:
-            raise InvalidOption("no adapters are kept here; leave them out, or start with --adapters and a folder of them.")
-        return tuple((name, float(scale), self.loras.stamp(name)) for name, scale in edit.adapters if scale)
 
     def worn(self, frame: Frame) -> Worn:
         """The adapters of a frame, read where they are not yet. Raises AdapterMismatch."""
@@ -174,19 +156,17 @@ class Adapter(ABC):
         return tuple((self.loras.get(name, stamp), scale) for name, scale, stamp in frame.adapters)
 
     def _fit(self, pixels: np.ndarray, scale: float) -> np.ndarray:
-        """Scaled, and padded to whole cells by repeating the last row and column."""
-        if scale < 1:
-            size = [max(1, round(side * scale)) for side in pixels.shape[1::-1]]
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        missing = [-side % self.cell for side in pixels.shape[:2]]
-        return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
+        return framing.fitted(pixels, scale, self.cell)
+
+    def _masked_cells(self, edit: Edit, frame: Frame) -> Tensor:
+        return framing.masked_cells(edit, frame, self._grid(frame), self.cell, self.options.dilate)
 
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
         """Where some steps are partial, the tokens are their mean."""
         grid, steps = self._grid(frame), edit.steps or self.family.steps
-        tokens = grid[0] * grid[1] if self.whole else int(self._masked_cells(edit, frame, grid).sum())
+        tokens = grid[0] * grid[1] if self.whole else int(self._masked_cells(edit, frame).sum())
         if self.refresh is not None and self.whole:
-            full, masked = self.refresh.count(steps), int(self._masked_cells(edit, frame, grid).sum())
+            full, masked = self.refresh.count(steps), int(self._masked_cells(edit, frame).sum())
             tokens = -(-(full * tokens + (steps - full) * masked) // steps)
         return tokens * (1 if self.negative(edit) is None else 2), steps
 
@@ -214,7 +194,7 @@ class Adapter(ABC):
     @torch.inference_mode()
     def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:
         rows, columns = document.tokens.shape[:2]
-        masked = self._masked_cells(edit, frame, (rows, columns)).to(self.device)
+        masked = self._masked_cells(edit, frame).to(self.device)
         cells = torch.arange(rows * columns, device=self.device) if self.whole else masked.nonzero()[:, 0]
         noise = self._noise(edit.seed, document.tokens.shape).flatten(0, 1)[cells]
         guidance = self.family.guidance if edit.guidance is None else edit.guidance
@@ -235,23 +215,6 @@ class Adapter(ABC):
 
     def _noised(self, clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
         return torch.lerp(clean, noise, sigma)
-
-    def _masked_cells(self, edit: Edit, frame: Frame, grid: tuple[int, int]) -> Tensor:
-        """(rows * columns,) bool: the cells an edit may change."""
-        if edit.mask is None:
-            return torch.ones(grid[0] * grid[1], dtype=torch.bool)
-        return torch.from_numpy(latents.cells_of(self._framed_mask(edit, frame), self.cell, self.options.dilate).ravel())
-
-    def _framed_mask(self, edit: Edit, frame: Frame) -> np.ndarray:
-        """(height, width) bool in the frame's pixels, without what pads it to whole cells."""
-        if edit.mask is None:
-            return np.ones(frame.inner[::-1], bool)
-        x0, y0, x1, y1 = frame.box
-        mask = edit.mask[y0:y1, x0:x1]
-        if frame.scale < 1:
-            grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(frame.inner, Image.Resampling.BOX, reducing_gap=None)
-            mask = np.asarray(grey) > 0
-        return mask
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> None:
@@ -300,16 +263,13 @@ class Adapter(ABC):
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self) -> AbstractContextManager[Any]:
         """A stream of this thread's own on a GPU; a CPU has no such thing."""
         if self.device.type != "cuda":
-            yield
-            return
+            return nullcontext()
         if not hasattr(self._apart, "stream"):
             self._apart.stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(self._apart.stream):
-            yield
+        return torch.cuda.stream(self._apart.stream)
 
     @torch.inference_mode()
     def finish(self, job: Job) -> np.ndarray:
@@ -320,47 +280,21 @@ class Adapter(ABC):
         assert job.estimate is not None
         return self._composed(job, job.estimate, self._sketched)
 
-    def _composed(self, job: Job, computed: Tensor, decode: Decode) -> np.ndarray:
-        edit, frame = job.edit, job.frame
+    def _composed(self, job: Job, computed: Tensor, decode: Callable[[Tensor, Region], np.ndarray]) -> np.ndarray:
         tokens = job.document.tokens.clone()
         tokens.view(-1, tokens.shape[-1])[job.cells] = computed
-        y0, x0, crop = decode(tokens, self._region(job))
-        # Back to the picture's pixels: the region without what pads the frame to whole cells.
-        box = frame.box
-        width, height = frame.inner
-        crop = crop[: height - y0, : width - x0]
-        if frame.scale < 1:
-            full = frame.pixels[:height, :width].copy()
-            full[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
-            size = (box[2] - box[0], box[3] - box[1])
-            crop, y0, x0 = np.asarray(Image.fromarray(full).resize(size, Image.Resampling.BICUBIC)), 0, 0
-        left, top = box[0] + x0, box[1] + y0
-        place = (left, top, left + crop.shape[1], top + crop.shape[0])
-        mask = np.ones(edit.image.shape[:2], bool) if edit.mask is None else edit.mask
-        return picture.composite(edit.image, crop, mask, place, round(self.options.feather / frame.scale))
+        region = framing.region_of(job)
+        made, top, left = decode(tokens, region), region[0] * self.cell, region[2] * self.cell
+        return framing.put_back(job.edit, job.frame, made, top, left, self.options.feather)
 
-    def _region(self, job: Job) -> tuple[int, int, int, int]:
-        """Rows and columns of cells that hold all masked ones: (top, bottom, left, right), half open."""
-        columns = job.document.tokens.shape[1]
-        cells = job.cells if job.known is None else job.cells[~job.known]
-        row, column = cells // columns, cells % columns
-        return int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1
-
-    def _sketched(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
+    def _sketched(self, tokens: Tensor, region: Region) -> np.ndarray:
         """As `_decode`, by the preview's matrix."""
-        top, bottom, left, right = region
         with self._fitting:
-            if self._sketch is None:
-                self._sketch = Sketch(self._encode, self.cell)
-        return top * self.cell, left * self.cell, self._sketch(tokens[top:bottom, left:right])
-
-    def _decode(self, tokens: Tensor, region: tuple[int, int, int, int]) -> tuple[int, int, np.ndarray]:
-        """Decode the region with its halo; returns the region's first pixel row and column, and its pixels, uint8."""
+            self._sketch = self._sketch or Sketch(self._encode, self.cell)
         top, bottom, left, right = region
+        return self._sketch(tokens[top:bottom, left:right])
+
+    def _decode(self, tokens: Tensor, region: Region) -> np.ndarray:
+        """Tokens (h, w, C) -> the region's pixels, uint8."""
         halo = max(tokens.shape[:2]) if self.options.halo is None else self.options.halo
-        t, l = max(0, top - halo), max(0, left - halo)  # noqa: E741
-        part = tokens[t : min(tokens.shape[0], bottom + halo), l : min(tokens.shape[1], right + halo)]
-        pixels = self._pixels(part)
-        side = self.cell
-        inner = pixels[(top - t) * side : (bottom - t) * side, (left - l) * side : (right - l) * side]
-        return top * side, left * side, inner
+        return framing.decoded(tokens, region, halo, self.cell, self._pixels)

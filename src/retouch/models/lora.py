@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from retouch.cache.store import Memory, Store
-from retouch.edit import AdapterMismatch, InvalidOption, UnknownAdapter
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
+from retouch.edit import AdapterMismatch, Edit, InvalidOption, UnknownAdapter
 from retouch.models.base import Job, Lora, Worn
 from retouch.models.lora_file import read
 from retouch.models.packing import Packed
@@ -88,6 +89,15 @@ def dense(jobs: Sequence[Job]) -> list[Group]:
 def alone(adapters: Worn) -> list[Group]:
     """All rows of a call wear the same."""
     return [Group(adapters, dict.fromkeys((SEGMENT, TEXT, IMAGE, JOINED), slice(None)), 1)] if adapters else []
+
+
+def chosen(edit: Edit, loras: Loras | None) -> tuple[tuple[str, float, str], ...]:
+    """Name, scale and stamp of each that the edit wears. Raises UnknownAdapter, InvalidOption."""
+    if not edit.adapters:
+        return ()
+    if loras is None:
+        raise InvalidOption("no adapters are kept here; leave them out, or start with --adapters and a folder of them.")
+    return tuple((name, float(scale), loras.stamp(name)) for name, scale in edit.adapters if scale)
 
 
 def adapted(model: Adapter, pipeline: type, folder: Path, budget: int = BUDGET) -> Adapter:

@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from PIL import Image
 
-from retouch import picture
+from retouch.composite import composite
 from retouch.edit import CheckpointMismatch, Edit, InvalidImage, InvalidMask
 from retouch.models import checkpoint
 from retouch.models.base import EditModel
@@ -57,7 +57,7 @@ class Peer:
         if edit.mask is None:
             return whole
         height, width = edit.mask.shape
-        return picture.composite(edit.image, whole, edit.mask, (0, 0, width, height), self.model.options.feather)
+        return composite(edit.image, whole, edit.mask, (0, 0, width, height), self.model.options.feather)
 
     def _run(self, pipe: Any, processors: tuple[Any, Any], edit: Edit, **more: Any) -> np.ndarray:
         height, width = edit.image.shape[:2]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from retouch.boxes import Box, Size
 from retouch.edit import MAX_PROMPT_CHARACTERS, MAX_STEPS, InvalidMask, OutputFailed
-from retouch.picture import MAX_PIXELS, Box, Size
+from retouch.picture import MAX_PIXELS
 from retouch.trace.fields import Fields, InvalidTrace, parsed, short
 from retouch.trace.shape import Shape
 

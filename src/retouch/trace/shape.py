@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retouch.boxes import Box, Size
 from retouch.edit import InvalidMask
-from retouch.picture import Box, Size
 
 REACH = 1_000_000
 """Corners lie at most so far from the picture's origin, so that 64 bits hold all products below."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from retouch.boxes import bounds
 from retouch.edit import Edit
-from retouch.picture import bounds
 from retouch.train.concepts import CODEPOINTS, COLOURABLE, HELD_OUT, HUES, SEEN, Sticker, caption
 from retouch.train.data import Source, mask_around
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from retouch.picture import bounds
+from retouch.boxes import bounds
 from retouch.train.concepts import COLOURABLE, HUES, SEEN, Sticker
 from retouch.train.data import Source, mask_around
 from retouch.train.loop import Stage, train
