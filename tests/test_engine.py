@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from retouch.edit import DeadlineTooSoon, Edit, InvalidPrompt, QueueFull, Usage
-from retouch.engine.engine import AHEAD, Engine, Submitted
-from retouch.engine.scheduler import FairShare, Priority
+from retouch.engine.engine import AHEAD, Engine
+from retouch.engine.scheduler import FairShare, Priority, StepClock
+from retouch.engine.submitted import Submitted
 from retouch.models.base import Frame
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
@@ -143,10 +144,14 @@ def test_a_failed_edit_is_nobody_elses_concern(model: Model) -> None:
         bad.answer.result(0)
 
 
-def test_edit_raises_the_first_error_and_leaves_nothing_behind(model: Model) -> None:
-    engine = Engine(model, tokens=100)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_edit_raises_the_first_error_and_leaves_nothing_behind(model: Model, place: int) -> None:
+    """Wherever the wrong edit is: those before it have steps to go."""
+    engine = Engine(model, tokens=300)
+    edits = [edit(1), edit(2)]
+    edits.insert(place, edit(0, prompt="too long"))
     with pytest.raises(InvalidPrompt):
-        engine.edit([edit(0, prompt="too long"), edit(1)])
+        engine.edit(edits)
     assert not engine.tick()
 
 
@@ -574,6 +579,45 @@ def test_shares_stay_fair(model: Model, made: Callable[..., Engine], beside: int
     served = Counter(seed >= 100 for step in model.packed[before:] for seed in step)
     assert served[True] == 3 * 4
     assert served[False] <= served[True] + 2, "the tenant with a few edits had half of the steps"
+
+
+@BESIDE
+def test_everything_gives_way_to_an_edit_that_is_owed(
+    model: Model, made: Callable[..., Engine], beside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepClock, "room", lambda clock, tokens: tokens)  # where a step takes as long as it has tokens
+    engine = made(model, FairShare(), tokens=200, beside=beside)
+    done: list[int] = []
+    model.on["finish"] = done.append
+    flood = [engine.submit(edit(seed, tenant="many")) for seed in range(12)]
+    for _ in range(6):
+        engine.tick()
+        settled(engine)
+    few = engine.submit(edit(100, tenant="few"))
+    before = (len(model.packed), len(done), sum(one.job is not None for one in flood))
+    while not few.answer.done():
+        engine.tick()
+        settled(engine)
+    alone = model.packed[before[0] :]
+    assert [step for step in alone if 100 in step] == [[100]] * 4, "nobody made its steps longer"
+    assert len(alone) <= 5, "nobody stepped between"
+    assert done[before[1] :][0] == 100, "nobody was finished before it"
+    assert sum(one.job is not None for one in flood) <= before[2] + 1, "nobody else was encoded meanwhile"
+    run(engine)
+    assert sorted(one.answer.result(20).seed for one in flood) == list(range(12)), "those put off are finished too"
+
+
+@BESIDE
+def test_what_was_put_off_is_finished_when_nobody_else_is_left(model: Model, made: Callable[..., Engine], beside: int) -> None:
+    engine = made(model, FairShare(), tokens=100, beside=beside)
+    engine.submit(edit(1, tenant="many"))
+    one = engine.submit(edit(2, tenant="many", steps=1))
+    few = engine.submit(edit(3, tenant="few"))
+    engine._sides.put_off(one, engine._finished)
+    few.answer.cancel()
+    one.job = engine.admit(one.edit)
+    run(engine)
+    assert one.answer.result(20).seed == 2
 
 
 @BESIDE

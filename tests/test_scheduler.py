@@ -133,14 +133,48 @@ def test_shares_follow_the_weights() -> None:
     assert stepped.count("a") == pytest.approx(300, abs=2)
 
 
-def test_idle_time_earns_no_credit() -> None:
+def back_after(pause: int, tokens: int = 10, steps: int = 4) -> list[str]:
+    """Who steps when a tenant comes back, with edit after edit, to one that was alone for so many steps."""
     policy = FairShare()
-    busy = ticket(0.0, tenant="busy", steps=1000)
-    for now in range(100):
-        pick([busy], policy, 100, float(now))
-    back = ticket(100.0, tenant="back", steps=1000)
-    stepped = [pick([busy, back], policy, 100, 100.0 + now)[0].tenant for now in range(40)]
-    assert 18 <= stepped.count("busy") <= 22
+    busy, back = ticket(0.0, tokens, 10_000, "busy"), ticket(1.0, tokens, steps, "back")
+    busy.steps = steps  # each tenant's next edit comes when its last is done
+    for now in range(pause):
+        pick([busy], policy, tokens, float(now))
+    return [pick([busy, back], policy, tokens, float(pause + now))[0].tenant for now in range(60)]
+
+
+@pytest.mark.parametrize("pause", [100, 10_000])
+def test_a_pause_is_worth_four_edits_however_long_it_was(pause: int) -> None:
+    stepped = back_after(pause)
+    assert stepped[:16] == ["back"] * 16, "four edits of four steps"
+    assert stepped[16:].count("back") == pytest.approx(22, abs=1)
+
+
+def test_who_was_gone_for_a_moment_is_behind_by_that_moment() -> None:
+    assert back_after(3)[:7].count("back") == pytest.approx(5, abs=1)
+
+
+def test_a_tenant_is_owed_as_long_as_it_is_clearly_behind() -> None:
+    policy = FairShare()
+    flood = [ticket(0.0, 10, 4, "flood") for _ in range(5)]
+    for now in range(50):
+        pick(flood, policy, 20, float(now))
+    assert policy.owed(policy.order(flood, 50.0)) == [], "nobody but itself is there"
+    calm = ticket(50.0, 10, 4, "calm")
+    order = policy.order([*flood, calm], 50.0)
+    assert order[0] is calm
+    assert policy.owed(order) == [calm]
+    for now in range(40):
+        pick([*flood, calm], policy, 10, 51.0 + now)
+    assert policy.owed(policy.order([*flood, calm], 100.0)) == [], "by then they take turns"
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "fair"])
+def test_no_other_policy_owes_anything(name: str) -> None:
+    policy = POLICIES[name]()
+    waiting = [ticket(tenant="a", priority=3), ticket(1.0, tenant="b", deadline=2.0)]
+    policy.charge(waiting)
+    assert policy.owed(policy.order(waiting, 2.0)) == []
 
 
 def test_asking_when_an_edit_would_be_done_changes_nothing() -> None:
@@ -176,6 +210,16 @@ def test_the_clock_is_never_negative(steps: list[tuple[int, float]]) -> None:
     assert each >= 0
     assert math.isfinite(fixed + each)
     assert clock.budget() >= 256
+
+
+@pytest.mark.parametrize(("fixed", "room"), [(0.0, 125), (0.01, 375), (1.0, 25_125)])
+def test_the_room_beside_an_edit_is_what_its_step_has_to_spare(fixed: float, room: int) -> None:
+    clock = StepClock()
+    assert clock.room(100) == 100, "nothing is known yet"
+    for tokens in (100, 200, 400):
+        clock.observe(tokens, fixed + 1e-5 * tokens)
+    assert clock.room(100) == pytest.approx(room, abs=1)
+    assert clock.seconds(clock.room(100)) <= 1.25 * clock.seconds(100) + 1e-9
 
 
 def test_the_budget_buys_efficiency_within_the_longest_step() -> None:

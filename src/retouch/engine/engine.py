@@ -7,27 +7,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from retouch.cache.store import Memory, Store
-from retouch.edit import DeadlinePassed, DeadlineTooSoon, Edit, Edited, QueueFull, Usage, WorkerLost
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
+from retouch.edit import DeadlineTooSoon, Edit, Edited, QueueFull, Usage, WorkerLost
 from retouch.engine.parcels import Changed
 from retouch.engine.results import finished, key_of, recalled
-from retouch.engine.scheduler import FirstCome, Policy, StepClock, Ticket, finish_time, fitting
+from retouch.engine.scheduler import FirstCome, Policy, StepClock, finish_time, fitting
+from retouch.engine.sides import Sides
+from retouch.engine.submitted import Submitted, Watch, expire, settle
 from retouch.models.base import Document, EditModel, Frame, Job, Prompt
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-Watch = Callable[[int, np.ndarray | None], None]
-"""Hears (0, None) when an edit has been begun, then steps done with a rough picture of what it is going to be."""
 
 MEMORY = 2 << 30
 """Bytes of encoded documents that an engine keeps by default; an eighth of it for prompts, as much for finished results."""
@@ -35,27 +34,8 @@ MEMORY = 2 << 30
 AHEAD = 2
 """Steps' worth of edits that are encoded before they are needed, where encoding runs beside the loop."""
 
-_settling = threading.RLock()
-
 RECENT = 64
 """Steps that the figures of `Engine.stats` look back on."""
-
-
-@dataclass(slots=True, eq=False)
-class Submitted(Ticket):
-    """An edit that the engine has taken on. `answer.cancel()` takes it back, up to its last step.
-
-    `side` is what runs for it beside the loop: encoding, then finishing.
-    """
-
-    edit: Edit
-    frame: Frame
-    watch: Watch | None = None
-    previews: int = 0
-    job: Job | None = None
-    side: Future[None] | None = None
-    answer: Future[Edited] = field(default_factory=Future)
-    result_key: str = ""
 
 
 class Engine:
@@ -77,9 +57,9 @@ class Engine:
         self.documents = Store(Memory("device", MEMORY)) if documents is None else documents
         self.prompts = Store(Memory("device", MEMORY // 8)) if prompts is None else prompts
         self.results = Store(Memory("host", MEMORY // 8)) if results is None else results
-        self._beside = ThreadPoolExecutor(beside, "retouch-beside") if beside else None
         self._submitted: list[Submitted] = []
         self._changed = threading.Condition()
+        self._sides = Sides(model, beside, self._changed)
         self._off_loop: dict[str, float] = {}
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
         self.scheduling = self.stepping = 0.0
@@ -104,7 +84,7 @@ class Engine:
             while any(not one.answer.done() for one in submitted) and self.tick():
                 failed = next((one for one in submitted if one.answer.done() and one.answer.exception()), None)
                 if failed is not None:
-                    break
+                    failed.answer.result()
                 if progress:
                     progress(total - sum(one.steps for one in submitted), total)
             return [one.answer.result() for one in submitted]
@@ -128,7 +108,7 @@ class Engine:
         one.result_key = key_of(edit, frame, steps) if edit.reuse else ""
         if edit.reuse and (known := self.results.find(one.result_key)):
             one.steps = 0
-            _settle(one.answer, recalled(edit, known))
+            settle(one.answer, recalled(edit, known))
             return one
         with self._changed:
             waiting = [other for other in self._submitted if not other.answer.done()]
@@ -150,14 +130,17 @@ class Engine:
         started = time.perf_counter()
         with self._changed:
             self._submitted = live = [one for one in self._submitted if not one.answer.done()]
-        _expire(live)
+        expire(live)
         with self._changed:  # `submit` asks the policy too, from other threads
             order = self.policy.order([one for one in live if one.steps and not one.answer.done()], time.monotonic())
+        owed = self.policy.owed(order)
         self.scheduling += time.perf_counter() - started
-        self._encode(order)
-        _expire(live)
+        if not owed:
+            self._sides.catch_up()
+        self._encode(owed or order)
+        expire(live)
         started = time.perf_counter()
-        stepping = fitting([one for one in order if one.job is not None and not one.answer.done()], self.tokens)
+        stepping = self._next(order, owed)
         self.policy.charge(stepping)
         self.scheduling += time.perf_counter() - started
         if stepping:
@@ -165,14 +148,20 @@ class Engine:
         elif live:
             self._wait_for_sides(live)
         for one in stepping:
-            self._after_step(one)
+            self._after_step(one, bool(owed) and one not in owed)
         return bool(live)
+
+    def _next(self, order: Sequence[Submitted], owed: Sequence[Submitted]) -> list[Submitted]:
+        """Who steps together."""
+        ready = [one for one in order if one.job is not None and not one.answer.done()]
+        first = sum(one.tokens for one in fitting([one for one in ready if one in owed], self.tokens))
+        return fitting(ready, min(self.tokens, self.clock.room(first)) if first else self.tokens)
 
     def _encode(self, order: Sequence[Submitted]) -> None:
         """Those that come next: at once where nothing runs beside the loop, else some steps ahead of it."""
-        for one in fitting(order, self.tokens * (1 if self._beside is None else AHEAD)):
+        for one in fitting(order, self.tokens * (AHEAD if self._sides.beside else 1)):
             if one.job is None and one.side is None:
-                self._start_side(one, self._admitted)
+                self._sides.start(one, self._admitted)
 
     def _stepped(self, together: Sequence[Submitted]) -> None:
         """What a packed step raises is the answer of everybody in it: their latents may be half-way."""
@@ -182,55 +171,27 @@ class Engine:
         except Exception as error:
             log.exception("a step of %d edits failed", len(together))
             for one in together:
-                _settle(one.answer, error)
+                settle(one.answer, error)
             return  # how long it took says nothing of those to come
         seconds = time.perf_counter() - started
         self.clock.observe(tokens, seconds)
         self.stepping += seconds
         self._recent.append((seconds, tokens, len(together)))
 
-    def _after_step(self, one: Submitted) -> None:
+    def _after_step(self, one: Submitted, gives_way: bool) -> None:
         one.steps -= 1
         if one.answer.done():
             return
+        start = self._sides.put_off if gives_way else self._sides.start
         if one.steps == 0:
-            self._start_side(one, self._finished)
-        elif one.watch is not None and one.job is not None and _falls_on(one.job.step, one.job.steps, one.previews):
-            self._start_side(one, partial(self._watched, job=copy(one.job)))
-
-    def _start_side(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
-        """Beside the loop where there are threads for it. What `do` raises is this edit's answer, and nobody else's concern."""
-        if self._beside is None:
-            self._answered(one, do)
-            return
-        one.side = self._beside.submit(self._run_side, one, do, one.side)
-
-    def _run_side(self, one: Submitted, do: Callable[[Submitted], None], before: Future[None] | None) -> None:
-        """An edit's sides come one after the other: no preview after the answer. `before` has been begun, as the threads take
-        them in their order, so that waiting for it always ends.
-        """
-        if before is not None:
-            wait((before,))
-        try:
-            with self.model.apart():
-                self._answered(one, do)
-        except Exception as error:
-            _settle(one.answer, error)
-        with self._changed:
-            self._changed.notify_all()
+            start(one, self._finished)
+        elif one.job is not None and one.shows:
+            start(one, partial(self._watched, job=copy(one.job)))
 
     def _wait_for_sides(self, live: Sequence[Submitted]) -> None:
         with self._changed:
             if not any(one.answer.done() or (one.steps and one.job) for one in live):
                 self._changed.wait(0.05)
-
-    def _answered(self, one: Submitted, do: Callable[[Submitted], None]) -> None:
-        if one.answer.done():
-            return
-        try:
-            do(one)
-        except Exception as error:
-            _settle(one.answer, error)
 
     def _admitted(self, one: Submitted) -> None:
         one.job = self.admit(one.edit, one.frame)
@@ -250,7 +211,7 @@ class Engine:
         edited = self.finish(one.job)
         if one.edit.reuse:
             self.results.put(one.result_key, finished(one.edit, edited), sum(edited.usage.seconds.values()))
-        _settle(one.answer, edited)
+        settle(one.answer, edited)
 
     def close(self) -> None:
         """Bring what is encoded to the slowest tier; where that is a disk, the next engine finds it there.
@@ -258,9 +219,8 @@ class Engine:
         Edits without an answer get WorkerLost. Not while a `tick` runs.
         """
         for one in self._submitted:
-            _settle(one.answer, WorkerLost("the engine was closed before the edit was done; send it again."))
-        if self._beside is not None:
-            self._beside.shutdown(wait=True)
+            settle(one.answer, WorkerLost("the engine was closed before the edit was done; send it again."))
+        self._sides.close()
         self.documents.sink()
         self.prompts.sink()
 
@@ -351,27 +311,3 @@ class Engine:
         yield
         self.model.synchronize()
         usage.add(stage, time.perf_counter() - started)
-
-
-def _falls_on(step: int, steps: int, previews: int) -> bool:
-    """Whether one of so many previews, spread evenly before the last step, is due after `step`."""
-    due = {max(1, round(steps * (i + 1) / (previews + 1))) for i in range(previews)}
-    return step in due and step < steps
-
-
-def _expire(live: Sequence[Submitted]) -> None:
-    now = time.monotonic()
-    for one in live:
-        if one.deadline is not None and one.deadline < now:
-            _settle(one.answer, DeadlinePassed("its time ran out before the edit was done; allow more, or come later."))
-
-
-def _settle(answer: Future[Edited], with_: Edited | Exception) -> None:
-    """Give the one answer, unless it was given or taken back in the meantime."""
-    with _settling:
-        if answer.done() or not answer.set_running_or_notify_cancel():
-            return
-        if isinstance(with_, Exception):
-            answer.set_exception(with_)
-        else:
-            answer.set_result(with_)

@@ -42,6 +42,12 @@ class Policy:
         """The same tickets, most urgent first."""
         raise NotImplementedError
 
+    def owed(self, order: Sequence[T]) -> list[T]:
+        """Of tickets in this policy's order, those that everything else gives way to: nothing is put beside them that makes
+        their step longer, and nobody else is encoded or finished before they are done.
+        """
+        return []
+
     def charge(self, tickets: Sequence[Ticket]) -> None:
         """These have been stepped once."""
 
@@ -76,16 +82,20 @@ class EarliestDeadline(Policy):
 class FairShare(Policy):
     """The tenant that has been served the fewest tokens, for its weight, comes first.
 
-    A tenant that comes back after a pause starts at the least of those who are there: idle time earns no credit.
-    Source: the virtual token counter of https://arxiv.org/abs/2401.00588, over denoised tokens.
+    A tenant that comes back after a pause, and has been served less than those who are there, comes back that much behind
+    them, but by no more than the work of `credit` typical edits: it does not wait behind a flood, and whoever floods waits for
+    so many edits at most, however long the pause was. As long as a tenant is clearly behind, it is owed.
+    Source: the virtual token counter of https://arxiv.org/abs/2401.00588, over denoised tokens, with the bounded warp of
+    borrowed virtual time, https://doi.org/10.1145/319151.319169.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
+    credit: float = 4.0
     served: dict[str, float] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
 
     def order(self, tickets: Sequence[T], now: float) -> list[T]:
-        self._greet(frozenset(ticket.tenant for ticket in tickets))
+        self._greet(tickets)
         # One after the other, each as if those before it had been served: one tenant's tickets do not all come first.
         served = {tenant: self.served[tenant] for tenant in self.present}
         queues: dict[str, list[T]] = {tenant: [] for tenant in self.present}
@@ -99,10 +109,18 @@ class FairShare(Policy):
             order.append(ticket)
         return order
 
-    def _greet(self, present: frozenset[str]) -> None:
+    def owed(self, order: Sequence[T]) -> list[T]:
+        """Those of tenants who are further behind the one served most than taking turns brings about."""
+        most = max((self.served[ticket.tenant] for ticket in order), default=0.0)
+        turns = 2 * max(map(self._cost, order), default=0.0)
+        return [ticket for ticket in order if most - self.served[ticket.tenant] > turns]
+
+    def _greet(self, tickets: Sequence[Ticket]) -> None:
+        present = frozenset(ticket.tenant for ticket in tickets)
         stayed = [self.served[tenant] for tenant in present & self.present]
         for tenant in present - self.present:
-            self.served[tenant] = max(self.served.get(tenant, 0.0), min(stayed, default=0.0))
+            work = sum(ticket.steps * self._cost(ticket) for ticket in tickets) / len(tickets)
+            self.served[tenant] = max(self.served.get(tenant, 0.0), min(stayed, default=0.0) - self.credit * work)
         self.present = present
 
     def _cost(self, ticket: Ticket) -> float:
@@ -171,6 +189,11 @@ class StepClock:
     def seconds(self, tokens: int) -> float:
         fixed, each = self.line
         return fixed + each * tokens
+
+    def room(self, tokens: int, longer: float = 1.25) -> int:
+        """Tokens of a step that takes at most `longer` times as long as one of `tokens`."""
+        fixed, each = self.line
+        return int(longer * tokens + (longer - 1) * fixed / each) if each else tokens
 
     def budget(self, efficiency: float = 0.9, longest: float = 0.5, least: int = 256, most: int = 65_536) -> int:
         """Tokens a step at which its fixed cost is down to 1 - `efficiency` of it, but no step above `longest` seconds."""
