@@ -1,4 +1,4 @@
-"""Finding and reading checkpoints: a bundled name, a directory, or a hub name; every way they can be wrong is said."""
+"""Finding and reading checkpoints: a bundled name, a directory, a file or a hub name; every way they can be wrong is said."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from retouch.edit import CheckpointMismatch, UnknownCheckpoint
+from retouch.edit import CheckpointMismatch, InvalidOption, UnknownCheckpoint
+from retouch.models import single_file
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,14 @@ FAMILIES = {
 """Pipeline class in `model_index.json` -> how it is run. A checkpoint's own `retouch.json` may say otherwise."""
 
 
-def find(name: str) -> Path:
-    """The directory of a checkpoint. A hub name (`owner/model`) is downloaded. Raises UnknownCheckpoint."""
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".gguf")
+"""Endings of files of weights that are not read."""
+
+
+def find(name: str, file: Path | None = None) -> Path:
+    """The directory of a checkpoint, or its one file. A hub name (`owner/model`) is downloaded; of parts whose weights are in
+    `file`, the configs alone. Raises UnknownCheckpoint, CheckpointMismatch.
+    """
     if (BUNDLED / name / "model_index.json").is_file():
         return BUNDLED / name
     path = Path(name).expanduser()
@@ -79,18 +87,31 @@ def find(name: str) -> Path:
         if not (path / "model_index.json").is_file():
             raise CheckpointMismatch(f"{path} has no model_index.json; give the directory of a diffusers pipeline.")
         return path
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            why = "is a pickle, which may run code" if path.suffix in PICKLED[:-1] else "is no file of safetensors"
+            raise CheckpointMismatch(f"{path} {why}; give its weights as .safetensors, or a directory.")
+        return path
     bundled = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))) or "none"
     if name.count("/") != 1 or path.is_absolute() or name.startswith("."):
         raise UnknownCheckpoint(
-            f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, or owner/model of the hub."
+            f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, a file, or owner/model of the hub."
         )
     try:
-        return Path(DiffusionPipeline.download(name))
+        held = () if file is None else single_file.parts_of(single_file.names_of(file), _hub_parts(name))
+        folder = Path(DiffusionPipeline.download(name, **dict.fromkeys(held)))
+        for part in held:
+            hf_hub_download(name, f"{part}/config.json")
+        return folder
     except Exception as error:  # whatever the hub's client raises, it is one answer here
         reason = " ".join(str(error).split())[:300]
         raise UnknownCheckpoint(
             f"no directory {name!r}, and the hub does not give it: {reason} Bundled are {bundled}."
         ) from error
+
+
+def _hub_parts(name: str) -> list[str]:
+    return [part for part, value in _json(Path(hf_hub_download(name, "model_index.json"))).items() if isinstance(value, list)]
 
 
 def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
@@ -117,33 +138,61 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
     return name, family, index
 
 
-def read(path: Path, dtype: torch.dtype) -> tuple[Any, Family]:
-    """The diffusers pipeline in `path`, every weight checked to be there in its shape. Raises CheckpointMismatch."""
-    name, family, index = family_of(path)
+def base_of(path: Path, base: str | None) -> Path:
+    """The directory of what a checkpoint has beside its weights: itself, or for a file that of `base`, found by its name.
+
+    Raises InvalidOption, UnknownCheckpoint, CheckpointMismatch.
+    """
+    if path.is_dir():
+        if base is not None:
+            raise InvalidOption(f"--base goes with a single file, and {path} is a directory; leave it out.")
+        return path
+    names = single_file.names_of(path)
+    if base is None:
+        raise InvalidOption(
+            f"{path} is a single file ({single_file.kind_of(names)}), without configs, tokenizers and a schedule: give --base "
+            "with the directory of a diffusers pipeline of the same architecture, or its hub name."
+        )
+    folder = find(base, path)
+    if folder.is_file():
+        raise InvalidOption(f"--base {base} is a file; give the directory of a diffusers pipeline, or its hub name.")
+    return folder
+
+
+def read(path: Path, dtype: torch.dtype, base: Path | None = None) -> tuple[Any, Family]:
+    """The diffusers pipeline in `path`, every weight checked to be there in its shape.
+
+    Where `path` is a single file, all but the weights in it comes from the directory `base` (`base_of`). Raises
+    CheckpointMismatch, InvalidOption.
+    """
+    folder = base or base_of(path, None)
+    name, family, index = family_of(folder)
     for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0] is not None):
-        if not (path / part).is_dir():
-            raise CheckpointMismatch(f"{path} lacks the folder {part}/ that its model_index.json names ({library}).")
-    models = [part for part in index if isinstance(index[part], list) and (path / part / "config.json").is_file()]
-    for part in models:
-        _check_files(path / part)
+        if not (folder / part).is_dir():
+            raise CheckpointMismatch(f"{folder} lacks the folder {part}/ that its model_index.json names ({library}).")
     quiet = [library.utils.logging for library in (diffusers, transformers)]
     for logger in quiet:
         logger.disable_progress_bar()
     try:
+        given = {} if path == folder else single_file.read(path, folder, index, dtype)
+        parts = [part for part in index if isinstance(index[part], list) and part not in given]
+        models = [part for part in parts if (folder / part / "config.json").is_file()]
+        for part in models:
+            _check_files(folder / part)
         apart = {"processor": None} if index.get("processor") else {}  # whole, it wants torchvision for videos
-        pipeline = getattr(diffusers, name).from_pretrained(path, dtype=dtype, local_files_only=True, **apart)
+        pipeline = getattr(diffusers, name).from_pretrained(folder, dtype=dtype, local_files_only=True, **apart, **given)
         if apart:
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-            pipeline.register_modules(processor=Qwen2VLImageProcessorPil.from_pretrained(path / "processor"))
+            pipeline.register_modules(processor=Qwen2VLImageProcessorPil.from_pretrained(folder / "processor"))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise CheckpointMismatch(f"{path} cannot be read as a {name}: {reason}") from error
+        raise CheckpointMismatch(f"{folder} cannot be read as a {name}: {reason}") from error
     finally:
         for logger in quiet:
             logger.enable_progress_bar()
     for part in models:
-        _check_weights(path / part, getattr(pipeline, part))
+        _check_weights(folder / part, getattr(pipeline, part))
     return pipeline, family
 
 

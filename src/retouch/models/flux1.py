@@ -28,6 +28,7 @@ from retouch.models import flux1_transformer, latents, transformer
 from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
+from retouch.models.framing import framed_mask
 from retouch.models.options import Options
 from retouch.models.packing import Packed, cell_positions
 from retouch.models.schedule import flow_sigmas, shift_of
@@ -143,7 +144,7 @@ class Flux1(Adapter):
 
         What pads the frame to whole cells repeats the mask's last row and column, as it does the picture's.
         """
-        mask = self._framed_mask(edit, frame)
+        mask = framed_mask(edit, frame)
         missing = [(0, whole - inner) for whole, inner in zip(frame.pixels.shape[:2], mask.shape, strict=True)]
         hole = torch.from_numpy(np.pad(mask, missing, mode="edge")).to(self.device)
         rows, columns = self._grid(frame)

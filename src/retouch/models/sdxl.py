@@ -22,6 +22,7 @@ from retouch.models import latents, lora
 from retouch.models.adapter import Adapter
 from retouch.models.base import Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
+from retouch.models.framing import framed_mask
 from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
 
@@ -104,7 +105,7 @@ class StableDiffusion(Adapter):
         whole = super().frame(edit)
         if not self.holed:
             return whole
-        hole = self._padded(self._framed_mask(edit, whole))
+        hole = self._padded(framed_mask(edit, whole))
         key = hashlib.blake2b(whole.key.encode() + np.packbits(hole).tobytes(), digest_size=20).hexdigest()
         return Holed(whole.box, whole.scale, whole.pixels, (), key, whole.blank, whole.adapters, hole=hole)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from retouch.edit import UnknownCheckpoint
-from retouch.models import checkpoint
+from retouch.models import checkpoint, single_file
 from retouch.models.checkpoint import FAMILIES, Family
 from retouch.models.families import adapter_of
 
@@ -36,11 +36,12 @@ LEGEND = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Raises UnknownCheckpoint, CheckpointMismatch."""
     parser = argparse.ArgumentParser("retouch models", "retouch models [options]", __doc__, allow_abbrev=False)
-    parser.add_argument("--model", metavar="X", help="what this one is: a bundled name, a directory or a hub name")
+    parser.add_argument("--model", metavar="X", help="what this one is: a bundled name, a directory, a file or a hub name")
+    parser.add_argument("--base", metavar="DIR", help="where such a file's configs are: a pipeline directory or a hub name")
     parser.add_argument("--json", action="store_true", help="the same, for programs")
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()  # of parts that no family here uses
-    found = rows() if args.model is None else described(args.model)
+    found = rows() if args.model is None else described(args.model, args.base)
     if args.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     elif isinstance(found, list):
@@ -76,21 +77,27 @@ def show(rows: list[dict[str, Any]]) -> None:
     console.print(LEGEND, highlight=False)
 
 
-def described(name: str) -> dict[str, Any]:
+def described(name: str, base: str | None = None) -> dict[str, Any]:
     """A checkpoint: its row, how it is run, and the weights of its parts by the heads of their files, which are not loaded.
 
-    Of a hub name only the index is fetched; nothing is known then of its weights. Raises UnknownCheckpoint, CheckpointMismatch.
+    Of a hub name only the index is fetched; nothing is known then of its weights. Raises UnknownCheckpoint, CheckpointMismatch,
+    InvalidOption.
     """
     path = _index(name)
-    pipeline, family, index = checkpoint.family_of(path)
-    parts = [part for part, value in index.items() if isinstance(value, list) and (path / part).is_dir()]
-    weights = {part: counted for part in parts if (counted := _weights(path / part))["parameters"]}
+    folder = path if (path / "model_index.json").is_file() else checkpoint.base_of(path, base)
+    pipeline, family, index = checkpoint.family_of(folder)
+    parts = [part for part, value in index.items() if isinstance(value, list) and (folder / part).is_dir()]
+    files = {part: sorted((folder / part).glob("*.safetensors")) for part in parts}
+    if path != folder:
+        held = single_file.parts_of(single_file.names_of(path), parts)
+        files = {path.name: [path]} | {part: files[part] for part in parts if part not in held}
+    weights = {part: counted for part, found in files.items() if (counted := _weights(found))["parameters"]}
     return {"model": name, "family": family.adapter, **row(pipeline, family), "run": asdict(family), "weights": weights}
 
 
 def _index(name: str) -> Path:
-    """The folder with its model_index.json."""
-    local = (checkpoint.BUNDLED / name).is_dir() or Path(name).expanduser().is_dir()
+    """The folder with its model_index.json, or its one file."""
+    local = (checkpoint.BUNDLED / name).is_dir() or Path(name).expanduser().exists()
     if local or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return checkpoint.find(name)
     try:
@@ -100,10 +107,10 @@ def _index(name: str) -> Path:
         raise UnknownCheckpoint(f"no directory {name!r}, and the hub does not give its model_index.json: {reason}") from error
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """Numbers and dtypes in the .safetensors files of a part, a damaged file left out: loading says what is wrong with it."""
+def _weights(files: list[Path]) -> dict[str, Any]:
+    """Numbers and dtypes in .safetensors files, a damaged one left out: loading says what is wrong with it."""
     count, kinds = 0, set()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 parts = [tensors.get_slice(key) for key in tensors.keys()]  # noqa: SIM118  no mapping

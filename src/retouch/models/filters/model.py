@@ -39,8 +39,9 @@ class Tile:
 class Filter:
     """`fingerprint` names the weights and the TOML.
 
-    Of the protocol's nouns a Document and a Prompt are empty here: nothing of a picture is worth keeping, and nothing is said
-    about it (an edit's prompt is the filter's name). A Job's `latents` are, after its step, what came out, (H, W, C) in 0 to 1.
+    Of the protocol's nouns a Document and a Prompt are empty here, but for the number for which a store without room leaves
+    them: nothing of a picture is worth keeping, and nothing is said about it (an edit's prompt is the filter's name). A Job's
+    `latents` are, after its step, what came out, (H, W, C) in 0 to 1.
     """
 
     approximate: tuple[str, ...] = ()
@@ -91,7 +92,7 @@ class Filter:
         return Document(frame.key, torch.zeros(1), (), torch.zeros(0), torch.zeros(0))
 
     def encode_prompt(self, key: str, text: str, document: Document) -> Prompt:
-        return Prompt(key, torch.zeros(0))
+        return Prompt(key, torch.zeros(0), torch.zeros(1))
 
     def start(self, edit: Edit, frame: Frame, document: Document, prompt: Prompt, negative: Prompt | None) -> Job:
         tokens = self.size(edit, frame)[0]
