@@ -50,6 +50,7 @@ class Asked:
     edit: Edit
     watch: Watch | None
     previews: int
+    filter: str = ""
     answer: Future[Edited] = field(default_factory=Future)
 
 
@@ -91,8 +92,8 @@ class Painter:
     def waiting(self) -> int:
         return len(self._open)
 
-    def submit(self, edit: Edit, watch: Watch | None = None, previews: int = 0) -> Future[Edited]:
-        one = Asked(edit, watch, previews)
+    def submit(self, edit: Edit, watch: Watch | None = None, previews: int = 0, filter: str = "") -> Future[Edited]:
+        one = Asked(edit, watch, previews, filter)
         with self._changed:
             if self.closed:
                 raise WorkerLost("the server is stopping; send the edit to another one.")
@@ -283,6 +284,12 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 def decoded(b64: str | bytes) -> np.ndarray:
     """Of a file's bytes, or of their base64."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64) if isinstance(b64, str) else b64)))
+
+
+def made(response: httpx.Response, index: int = 0) -> np.ndarray:
+    """A picture of an answer."""
+    assert response.status_code == 200, response.text
+    return decoded(response.json()["data"][index]["b64_json"])
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

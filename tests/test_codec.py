@@ -11,7 +11,8 @@ import torch
 
 import tiny
 from retouch.cache.disk import Disk
-from retouch.cache.store import Memory, Store
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
 from retouch.edit import Edit
 from retouch.engine.engine import Engine
 from retouch.models import codec

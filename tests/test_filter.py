@@ -18,7 +18,7 @@ import tiny
 from retouch import cli
 from retouch.edit import CheckpointMismatch, Edit, ImageTooLarge, InvalidOption, UnknownCheckpoint
 from retouch.engine.engine import Engine
-from retouch.engine.filter_command import load_filter
+from retouch.engine.filters import load_filter
 from retouch.models.filters import spec as specs
 from retouch.models.filters.tiles import Canvas, starts
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import tiny
+from retouch.boxes import bounds
 from retouch.edit import InvalidOption
 from retouch.engine import Engine
-from retouch.picture import bounds
 from retouch.train import figures, judge
 from retouch.train.cases import KINDS, cases, hue_shares, main_hue, surround_mean
 from retouch.train.classifier import Classifier, _pixels, renders, tile, train_classifier

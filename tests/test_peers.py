@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench" / "peers"))
 import protocol
 import stock
 from protocol import Ask, Refused, ask_of, crop_box, paste
-from retouch import picture
+from retouch.composite import composite
 from retouch.edit import Edit
 from retouch.engine import load
 from retouch.models import checkpoint, peer
@@ -127,7 +127,7 @@ def test_the_paste_is_retouchs_own(feather):
     for mask in (blobs, thin, np.ones((64, 80), bool)):
         whole = (0, 0, 80, 64)
         result = paste(original, edited, mask, whole, feather)
-        assert (result == picture.composite(original, edited, mask, whole, feather)).all()
+        assert (result == composite(original, edited, mask, whole, feather)).all()
         assert (result[~mask] == original[~mask]).all()
         box = crop_box(mask, 0)
         cut = edited[box[1] : box[3], box[0] : box[2]]

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "retouch"
 
 FLOORS = {
-    **dict.fromkeys(["edit", "picture", "png", "config", "recipe", "record", "prices", "ledger", "trace"], 0),
+    **dict.fromkeys(["edit", "picture", "boxes", "composite", "pixels", "png"], 0),
+    **dict.fromkeys(["config", "recipe", "record", "prices", "ledger", "trace"], 0),
     **dict.fromkeys(["kernels", "cache"], 1),
     "models": 2,
     **dict.fromkeys(["train", "passes"], 3),
@@ -24,7 +25,7 @@ DIFFUSERS = {"models", "train"}
 """Rooms that may import diffusers: models/ is the one that knows it, train/ builds and saves its classes."""
 
 NO_TORCH = (
-    {"edit", "picture", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
+    {"edit", "picture", "boxes", "composite", "pixels", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
     | {f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")}
     | {f"trace/{name}" for name in ("__init__", "fields", "format", "shape")}
 )

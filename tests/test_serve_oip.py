@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from retouch.serve.oip import HEADER
 from retouch.serve.settings import Settings
+from retouch.serve.tensors import HEADER
 from serving import Serving, area, photo
 
 PHOTO, MASK = photo(), area()

@@ -101,11 +101,14 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="denoising steps (default: the model's own)")
     add("--guidance", type=float, help="guidance scale (default: the model's own)")
     add("--negative", default="", metavar="TEXT", help="what to keep away from, where guidance takes a second pass")
-    add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
+    add("--model", default="retouch-mini", help="a bundled name, a directory, a file or a hub name")
+    add("--base", metavar="DIR", help="or hub name, with what a .safetensors --model lacks")
     add("--adapter", action="append", default=[], metavar="NAME[=SCALE]", help="a LoRA to wear; repeatable")
     add("--adapters", type=Path, metavar="DIR", help="the folder of such adapters")
     add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th; between, the mask alone (all full)")
     add("--dtype", choices=DTYPES, default="auto", help="auto takes what is fastest on this machine")
+    add("--offload", metavar="HOW", help="stages: the model's parts are on the device in turn")
+    add("--device-map", metavar="HOW", help="balanced or auto: the transformer over several GPUs")
     add("--cache", metavar="DIR", help="keep what is encoded there: the next edit of the same picture starts at once")
     add("-o", "--output", required=True, metavar="FILE", help=".png, .webp (both exact) or .jpg; -n 3 adds -1, -2, -3")
     add("-v", "--verbose", action="store_true")
@@ -135,7 +138,8 @@ def _extra(args: argparse.Namespace) -> dict[str, Any]:
     """What else `retouch.load` is to be told, where it is asked for."""
     if args.adapter and args.adapters is None:
         raise InvalidOption("--adapter names one of a folder; give that with --adapters DIR.")
-    extra: dict[str, Any] = {} if args.adapters is None else {"adapters": args.adapters}
+    asked = {name: getattr(args, name) for name in ("adapters", "base", "offload", "device_map")}
+    extra: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if args.refresh is not None:
         from retouch.models.options import Options
 

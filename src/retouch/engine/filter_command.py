@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,30 +11,12 @@ from typing import NoReturn
 import numpy as np
 
 from retouch import picture
-from retouch.cache.store import Memory, Store
 from retouch.edit import Edit, InvalidOption, RetouchError
-from retouch.engine.engine import Engine
+from retouch.engine.filters import load_filter
 from retouch.models.filters import spec as specs
-from retouch.models.filters.graph import open_graph
-from retouch.models.filters.model import Filter
 
 GROUP = 8
 """Pictures that are held together; what is written of one group stays, whatever becomes of the next."""
-
-
-def load_filter(name: str) -> Engine:
-    """An engine on a bundled filter, or on that of a TOML.
-
-    Raises UnknownCheckpoint where it, or its weights, are not here, CheckpointMismatch where they do not belong together.
-    Documents are not kept, as a filter's are empty, nor finished results: they are told by the box that an edit changes, and a
-    filter may change a picture's size.
-    """
-    path = specs.find(name)
-    spec = specs.read(path)
-    weights = specs.weights_of(spec, path)
-    graph = open_graph(spec, weights)
-    stamp = hashlib.blake2b(path.read_bytes() + weights.read_bytes(), digest_size=16).hexdigest()
-    return Engine(Filter(spec, graph, stamp), documents=Store(Memory("device", 0)), results=Store(Memory("host", 0)))
 
 
 def main(argv: Sequence[str]) -> int:

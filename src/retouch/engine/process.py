@@ -56,11 +56,24 @@ def serve(connection: Connection, options: Options) -> None:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="retouch worker: %(message)s", level=options.log_level)
     try:
+        engines, told = _filters(options)
         engine, info = load_engine(options)
     except BaseException as error:
         connection.send(("failed", None, error if isinstance(error, RetouchError) else WorkerLost(repr(error))))
         return
-    _Loop(engine, connection).run(info)
+    for one in engines.values():
+        one.results = engine.results  # its keys name weights: they share its room
+    _Loop(engine, connection, engines).run(info | {"filters": told})
+
+
+def _filters(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Engines by name, and what the server is told of them."""
+    if not options.filters:
+        return {}, {}
+    from retouch.engine.filters import described, load_filters
+
+    engines = load_filters(options)
+    return engines, described(engines)
 
 
 def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
@@ -73,7 +86,7 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
         torch.set_num_threads(options.threads)
     names = (
         "model", "dtype", "device", "cache", "policy", "tokens", "queue", "beside", "memory", "host", "disk", "savings",
-        "adapters", "compile",
+        "adapters", "compile", "base", "offload", "device_map",
     )  # fmt: skip
     engine = load(options=options.computed, **{name: getattr(options, name) for name in names})
     model: Any = engine.model
@@ -86,11 +99,16 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
 
 
 class _Loop:
-    """One thread hears, one writes, one tells how it stands, this one ticks."""
+    """One thread hears, one writes, one tells how it stands, this one ticks.
 
-    def __init__(self, engine: Any, connection: Connection) -> None:
-        self.engine, self.connection = engine, connection
+    Each filter has one of its own that ticks, so that no edit waits until a large picture is upscaled, and no filter for edits;
+    they share the device as two processes would.
+    """
+
+    def __init__(self, engine: Any, connection: Connection, filters: dict[str, Any]) -> None:
+        self.engine, self.connection, self.filters = engine, connection, filters
         self.answers: dict[int, Future[Edited]] = {}
+        self.shelf: dict[int, np.ndarray] = {}
         self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.closed = threading.Event()
 
@@ -100,13 +118,26 @@ class _Loop:
         self.outbox.put(("ready", None, info))
         threading.Thread(target=self._hear, daemon=True).start()
         threading.Thread(target=self._tell, daemon=True).start()
-        while not self.closed.is_set():
-            if not self.engine.tick():
-                self.engine.wait(0.2)
+        for name, engine in self.filters.items():
+            threading.Thread(target=self._tick_apart, args=(name, engine), daemon=True).start()
+        self._tick(self.engine)
         self.engine.close()
         self.outbox.put(None)
         writer.join(5)
         os._exit(0)  # a native thread that hangs does not keep the process
+
+    def _tick(self, engine: Any) -> None:
+        while not self.closed.is_set():
+            if not engine.tick():
+                engine.wait(0.2)
+
+    def _tick_apart(self, name: str, engine: Any) -> None:
+        """Where this thread breaks, the process ends, as it does where the main one does: another begins what it had again."""
+        try:
+            self._tick(engine)
+        except BaseException:
+            log.exception("the filter %s broke", name)
+            os._exit(1)
 
     def _hear(self) -> None:
         while (message := receive(self.connection)) is not None and message[0] != "close":
@@ -120,8 +151,8 @@ class _Loop:
             time.sleep(LAST_MOMENTS)
             os._exit(1)
 
-    def _take(self, number: int, asked: Asked, watched: bool, previews: int) -> None:
-        edit = asked.opened()
+    def _take(self, number: int, asked: Asked, watched: bool, previews: int, filter: str) -> None:
+        edit = asked.opened(self.shelf)
         self.answers[number] = answer = Future[Edited]()
         answer.add_done_callback(lambda done: self._answered(number, edit, done))
 
@@ -129,7 +160,8 @@ class _Loop:
             self.outbox.put(("preview", number, (step, None if image is None else Changed.of(edit, image))))
 
         try:
-            self.engine.submit(edit, watch if watched else None, previews, answer)
+            engine = self.filters[filter] if filter else self.engine
+            engine.submit(edit, watch if watched else None, previews, answer)
         except Exception as error:
             answer.set_exception(error)
 
@@ -145,7 +177,16 @@ class _Loop:
 
     def _tell(self) -> None:
         while not self.closed.wait(STATS_EVERY):
-            self.outbox.put(("stats", None, self.engine.stats()))
+            self.outbox.put(("stats", None, self._stats()))
+
+    def _stats(self) -> dict[str, Any]:
+        """The model's; those who wait for a filter, or are in it, are in the queue too."""
+        stats: dict[str, Any] = self.engine.stats()
+        for engine in self.filters.values():
+            queue = engine.stats()["queue"]
+            for name in ("waiting", "running"):
+                stats["queue"][name] += queue[name]
+        return stats
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
-from retouch.engine.parcels import Asked, Changed
+from retouch.engine.parcels import Changed, Packer
 from retouch.engine.process import receive, serve, write
 from retouch.engine.savings import SAVINGS
 from retouch.models.options import Options as Computed
@@ -42,7 +42,7 @@ FAILED_STARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `retouch.load` is called with in the worker's process; see there."""
+    """What `retouch.load` is called with in the worker's process; see there. `filters` are served beside the model."""
 
     model: str = "retouch-mini"
     dtype: str = "auto"
@@ -60,18 +60,30 @@ class Options:
     compile: bool = False
     savings: tuple[str, ...] = SAVINGS
     adapters: Path | None = None
+    base: str | None = None
+    offload: str | None = None
+    device_map: str | None = None
+    filters: tuple[str, ...] = ()
     log_level: int = logging.WARNING
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """An edit without an answer yet. `sent`: the present process has it; `tries` processes have had it."""
+    """An edit without an answer yet. `sent`: the present process has it; `tries` processes have had it. `filter`: whose it is,
+    where it is not the model's.
+    """
 
     number: int
     edit: Edit
     watch: Watch | None
     previews: int
     arrived: float
+    filter: str = ""
     tries: int = 0
     sent: bool = False
     answer: Future[Edited] = field(default_factory=Future)
@@ -93,6 +105,7 @@ class Worker:
         self._closing = threading.Event()
         self._process: Any = None
         self._outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._packer = Packer()
         self._ready = threading.Event()
 
     @property
@@ -119,9 +132,11 @@ class Worker:
         self._came_up(connection, first[2])
         threading.Thread(target=self._listen, args=(connection,), name="retouch-worker", daemon=True).start()
 
-    def submit(self, edit: Edit, watch: Watch | None = None, previews: int = 0) -> Future[Edited]:
-        """The answer: an Edited, or a typed error. Cancelling it stops the edit at its next step."""
-        flight = _Flight(next(self._numbers), edit, watch, previews, time.monotonic())
+    def submit(self, edit: Edit, watch: Watch | None = None, previews: int = 0, filter: str = "") -> Future[Edited]:
+        """The answer: an Edited, or a typed error. Cancelling it stops the edit at its next step. `filter` names the one that
+        it is for, where that is not the model.
+        """
+        flight = _Flight(next(self._numbers), edit, watch, previews, time.monotonic(), filter)
         with self._lock:
             if self._closing.is_set():
                 raise WorkerLost("the server is stopping; send the edit to another one.")
@@ -167,7 +182,7 @@ class Worker:
         outbox = queue.SimpleQueue[Any]()
         threading.Thread(target=write, args=(connection, outbox), name="retouch-outbox", daemon=True).start()
         with self._lock:
-            self._outbox = outbox
+            self._outbox, self._packer = outbox, Packer()
             self._ready.set()
             if self._closing.is_set():
                 outbox.put(("close",))
@@ -201,7 +216,8 @@ class Worker:
             edit = replace(edit, deadline=left)
         flight.sent = True
         flight.tries += 1
-        self._outbox.put(("edit", flight.number, Asked.of(edit), flight.watch is not None, flight.previews))
+        asked = self._packer.packed(edit)
+        self._outbox.put(("edit", flight.number, asked, flight.watch is not None, flight.previews, flight.filter))
         return True
 
     def _listen(self, connection: Connection | None) -> None:

@@ -17,6 +17,7 @@ from retouch.engine.scheduler import POLICIES
 from retouch.engine.worker import Options, Worker
 from retouch.models.options import KEYS
 from retouch.models.options import Options as Computed
+from retouch.serve.filters import check_filters
 from retouch.serve.settings import MB, Recording, Settings, read_keys
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.getLogger("retouch").setLevel(logging.INFO if args.verbose else logging.WARNING)
     settings = _settings(args)
+    check_filters(settings.worker.filters, settings.worker.name)
     _check_ledger(settings)
     if settings.record is not None and settings.record.file.exists():
         raise InvalidOption(f"{settings.record.file} exists already; give --record another name.")
@@ -41,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("retouch serve", "retouch serve [options]", __doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("--model", default="retouch-mini", help="a bundled name, a pipeline directory or a hub name")
+    usage = "retouch serve [options], for edits over HTTP and a studio"
+    parser = argparse.ArgumentParser("retouch serve", usage, add_help=False, allow_abbrev=False)
+    add = parser.add_argument_group().add_argument
+    add("-h", "--help", action="help", help=argparse.SUPPRESS)
+    add("--model", default="retouch-mini", help="a bundled name, a directory, a file or a hub name")
+    add("--base", metavar="DIR", help="or hub name, with what a .safetensors --model lacks")
+    add("--filter", action="append", default=[], metavar="NAME", help="and a one-shot filter, or its .toml; again for more")
     add("--host", default="127.0.0.1", help="any but a loopback address wants --keys (%(default)s)")
     add("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     add("--keys", type=Path, metavar="FILE", help="TOML of [[tenant]]: name, key, limits")
@@ -69,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--beside", type=int, metavar="N", help="threads that encode and decode beside the step loop")
     add("--dtype", default="auto", help="auto (the fastest here), float32 or bfloat16")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--offload", metavar="HOW", help="stages: the model's parts are on the device in turn")
+    add("--device-map", metavar="HOW", help="balanced or auto: the transformer over several GPUs")
     add("--record", type=Path, metavar="FILE", help="a trace of what is asked, with hashes only")
     add("--record-prompts", action="store_true", help="with prompts")
     add("--record-pictures", type=Path, metavar="IN", help="and pictures, in this folder")
@@ -95,7 +103,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     options = Options(
         args.model, args.dtype, args.device, args.cache, args.policy, args.tokens, args.queue, args.beside, args.memory * MB,
         args.host_memory * MB, args.disk * MB, computed=computed, compile=args.compile, adapters=args.adapters,
-        savings=savings.parsed(args.savings), log_level=logging.INFO if args.verbose else logging.WARNING,
+        base=args.base, offload=args.offload, device_map=args.device_map,
+        filters=tuple(args.filter), savings=savings.parsed(args.savings),
+        log_level=logging.INFO if args.verbose else logging.WARNING,
     )  # fmt: skip
     tenants = () if args.keys is None else read_keys(args.keys)
     table = prices.table(args.prices or config.prices_file())

@@ -64,7 +64,7 @@ class Books:
         assert self.lease is not None
         now, error = time.time(), "" if run.error is None else body_of(run.error)["error"]["code"]
         common: dict[str, Any] = {
-            "run": run.id, "time": now, "tenant": run.tenant.name, "model": self.model, "device": self.device,
+            "run": run.id, "time": now, "tenant": run.tenant.name, "model": run.filter or self.model, "device": self.device,
             "price": self.per_hour, "version": self.lease.version, "commit": self.lease.commit, "lease": self.lease.id,
         }  # fmt: skip
         for part, answer in enumerate(run.answers):

@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from retouch import picture
 from retouch.edit import ImageTooLarge, InvalidImage
 from retouch.picture import Picture
 from retouch.serve import schema
@@ -66,7 +65,7 @@ async def content(request: Request, document: str) -> Response:
     """The picture, upright, as PNG."""
     service, tenant = asker(request)
     _, photo = await service.find(document, tenant)
-    data = await run_in_threadpool(picture.encode, photo.pixels, "PNG", photo)
+    data = await run_in_threadpool(photo.rows.file, photo.icc, photo.exif)
     return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -88,6 +88,9 @@ class Fields(BaseModel):
 class EditFields(Fields):
     """Of an edit, apart from its pictures. `document` is the id of one that was uploaded, in place of an image."""
 
+    prompt: Annotated[
+        str, Field(max_length=MAX_PROMPT_CHARACTERS, description="needed, but where model is a filter, which reads none")
+    ] = ""
     input_fidelity: Literal["high"] | None = None
     mask_mode: Annotated[Literal["alpha", "white"], Field(description="edit where alpha is 0, or where it is white")] = "alpha"
     document: Annotated[str | None, Field(max_length=80)] = None

@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from retouch.serve import schema
-from retouch.serve.errors import NotFound
 from retouch.serve.forms import read_edit, read_generation
 from retouch.serve.orders import Order
 from retouch.serve.runs import Run
@@ -52,7 +51,9 @@ async def edit_order(request: Request, service: Service, tenant: Tenant, stream:
     responses={200: schema.STREAM, **ERRORS},
 )  # fmt: skip
 async def edits(request: Request) -> Response:
-    """Edit a picture inside its mask. With `stream`, server-sent events: `image_edit.partial_image`, `image_edit.completed`."""
+    """Edit a picture inside its mask, or, where `model` names one, run a filter on it. With `stream`, server-sent events:
+    `image_edit.partial_image`, `image_edit.completed`.
+    """
     service, tenant = asker(request)
     return await _answer(request, service, await edit_order(request, service, tenant), tenant)
 
@@ -144,19 +145,20 @@ async def told(run: Run, jobs: bool = False) -> AsyncIterator[bytes]:
 
 @router.get("/v1/models", response_model=schema.Models, responses={401: ERRORS[401]})
 async def models(request: Request) -> Response:
-    """The one model that this server has."""
+    """The model that this server has, and the filters beside it, whose `retouch` has `"type": "filter"`."""
     service, _ = asker(request)
-    return JSONResponse({"object": "list", "data": [_model(service)]})
+    return JSONResponse({"object": "list", "data": [_model(service, name) for name in (service.model, *service.filters)]})
 
 
 @router.get("/v1/models/{name:path}", response_model=schema.Model, responses=schema.some(401, 404))
 async def model(request: Request, name: str) -> Response:
     """One model by its name."""
     service, _ = asker(request)
-    if name != service.model:
-        raise NotFound(f"the model {name!r} is not served here; this server has {service.model}.")
-    return JSONResponse(_model(service))
+    service.filter_of(name)
+    return JSONResponse(_model(service, name))
 
 
-def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.model, "object": "model", "created": 0, "owned_by": "retouch", "retouch": service.info}
+def _model(service: Service, name: str) -> dict[str, Any]:
+    filter = service.filter_of(name)
+    told = {key: value for key, value in service.info.items() if key != "filters"} if filter is None else filter.described()
+    return {"id": name, "object": "model", "created": 0, "owned_by": "retouch", "retouch": told}

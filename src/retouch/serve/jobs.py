@@ -16,7 +16,7 @@ SOME = some(401, 404)
 
 @router.post("", status_code=202, response_model=schema.Job, openapi_extra=schema.edit_body(), responses=ERRORS)
 async def create(request: Request) -> Response:
-    """Ask for an edit, with the fields of `/v1/images/edits`. Its previews are in the events, with or without `stream`."""
+    """Ask for an edit or a filter, with the fields of `/v1/images/edits`. Its previews are in the events."""
     service, tenant = asker(request)
     run = service.begin(await edit_order(request, service, tenant, stream=True), tenant)
     service.keep(run)

@@ -34,9 +34,16 @@ class Metrics:
         )
         self.tokens = Counter("retouch_tokens", "Image tokens: computed, and saved.", ["kind"], registry=self.registry)
         self.dollars = Counter("retouch_dollars", "Device time at the configured price.", ["tenant"], registry=self.registry)
+        self.filtered = Counter(
+            "retouch_filtered", "What filters were given and is done.", ["model", "status"], registry=self.registry
+        )
+        self.filter_seconds = Counter("retouch_filter_seconds", "Device time of filters.", ["model"], registry=self.registry)
+        self.filter_dollars = Counter(
+            "retouch_filter_dollars", "The part of the dollars that went to filters.", ["model"], registry=self.registry
+        )
         self.totals: dict[str, Any] = {
             "edits": {"succeeded": 0, "failed": 0, "cancelled": 0, "rejected": 0},
-            "seconds": Tally(), "tokens": {"computed": 0, "whole": 0},
+            "seconds": Tally(), "tokens": {"computed": 0, "whole": 0}, "filters": {},
         }  # fmt: skip
 
     def watch(self, service: Service) -> None:
@@ -54,7 +61,13 @@ class Metrics:
         made, status = len(run.usages), "cancelled" if run.status == "cancelled" else "failed"
         if run.refused and run.error is not None:
             self.reject(body_of(run.error)["error"]["code"])
-        for name, count in (("succeeded", made), (status, 0 if run.refused else run.n - made)):
+        ended = (("succeeded", made), (status, 0 if run.refused else run.n - made))
+        for usage in run.usages:
+            self.dollars.labels(run.tenant.name).inc(usage.dollars or 0.0)
+        if run.filter:
+            self._count_filter(run, ended)
+            return
+        for name, count in ended:
             self.edits.labels(name).inc(count)
             self.totals["edits"][name] += count
         if run.status == "succeeded":
@@ -67,7 +80,19 @@ class Metrics:
             self.tokens.labels("saved").inc(max(0, usage.tokens_saved))
             self.totals["tokens"]["computed"] += usage.tokens_computed
             self.totals["tokens"]["whole"] += usage.tokens_whole
-            self.dollars.labels(run.tenant.name).inc(usage.dollars or 0.0)
+
+    def _count_filter(self, run: Run, ended: Iterable[tuple[str, int]]) -> None:
+        """Under its own name: what a filter takes says nothing of what an edit does."""
+        nothing = {"succeeded": 0, "failed": 0, "cancelled": 0, "seconds": 0.0, "dollars": 0.0}
+        totals = self.totals["filters"].setdefault(run.filter, nothing)
+        for name, count in ended:
+            self.filtered.labels(run.filter, name).inc(count)
+            totals[name] += count
+        seconds = sum(sum(usage.seconds.values()) for usage in run.usages)
+        dollars = sum(usage.dollars or 0.0 for usage in run.usages)
+        for name, counter, spent in (("seconds", self.filter_seconds, seconds), ("dollars", self.filter_dollars, dollars)):
+            counter.labels(run.filter).inc(spent)
+            totals[name] += spent
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

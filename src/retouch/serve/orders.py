@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from retouch import picture
+from retouch.boxes import Box, Size, working_crop
 from retouch.edit import Edit, InvalidOption
+from retouch.engine.parcels import changed_box
 from retouch.picture import Picture
 from retouch.serve.budget import Claim
 from retouch.serve.forms import Fields
@@ -25,27 +27,39 @@ class Order:
     """What is to be done, ready for the worker: `edits`, of the crop at `box` of `photo`.
 
     `claim` is what it holds of the pixels that may be in flight. `source` is the picture's file, where that is recorded.
+    `filter` names the one whose it is in the model's place; what that makes of the picture has `scale` times its sides.
     """
 
     fields: Fields
     photo: Picture
-    box: tuple[int, int, int, int]
+    box: Box
     edits: tuple[Edit, ...]
     claim: Claim
     source: bytes = b""
+    filter: str = ""
+    scale: int = 1
 
     @property
     def size(self) -> str:
-        return f"{self.photo.size[0]}x{self.photo.size[1]}"
+        return f"{self.photo.size[0] * self.scale}x{self.photo.size[1] * self.scale}"
 
     def whole(self, crop: np.ndarray) -> np.ndarray:
-        """The picture with the worker's crop in its place."""
+        """The picture with the worker's crop in its place; what has another form than was sent is the whole answer."""
         x0, y0, x1, y1 = self.box
-        if crop.shape[:2] == self.photo.pixels.shape[:2]:
+        if crop.shape != self.edits[0].image.shape or crop.shape == self.photo.pixels.shape:
             return crop
         image = self.photo.pixels.copy()
         image[y0:y1, x0:x1] = crop
         return image
+
+    def file(self, crop: np.ndarray) -> bytes:
+        """Of the same. As PNG, only the rows that the edit may have changed are coded, and the others with the first answer."""
+        edit = self.edits[0]
+        if self.fields.output_format != "png" or crop.shape != edit.image.shape:
+            return self.encoded(self.whole(crop))
+        x0, y0, x1, y1 = changed_box(edit)
+        at = self.box[0] + x0, self.box[1] + y0
+        return self.photo.rows.file(self.photo.icc, self.photo.exif, crop[y0:y1, x0:x1], at)
 
     def encoded(self, image: np.ndarray) -> bytes:
         kind = KINDS[self.fields.output_format]
@@ -62,27 +76,33 @@ def order_of(
         raise InvalidOption(f"size is {fields.size}, but an edit keeps its picture's: leave it out, or say auto.")
     if fields.partial_images and not fields.stream:
         raise InvalidOption("partial_images need stream=true.")
-    kind = KINDS[fields.output_format]
-    if max(photo.size) > picture.MAX_SIDE[kind]:
-        raise InvalidOption(f"{fields.output_format} holds at most {picture.MAX_SIDE[kind]:,} pixels a side; ask for png.")
-    if kind == "JPEG" and len(photo.exif or b"") > JPEG_EXIF:
-        raise InvalidOption(f"the picture's EXIF has more than the {JPEG_EXIF:,} bytes that jpeg holds; ask for png or webp.")
-    see_through = photo.pixels.shape[2] == 4 and bool((photo.pixels[..., 3] < 255).any())
-    if fields.output_format == "jpeg" and see_through:
-        raise InvalidOption("the picture has transparency, which jpeg cannot keep; ask for png or webp.")
-    if fields.output_compression is not None and fields.output_format != "jpeg":
-        raise InvalidOption("output_compression is for jpeg; png and webp are exact here. Leave it out.")
+    check_file(fields, photo, photo.size)
     common: dict[str, Any] = {
         "prompt": fields.prompt, "steps": fields.steps(own_steps), "guidance": fields.guidance_scale,
         "priority": fields.priority, "deadline": None if fields.deadline_ms is None else fields.deadline_ms / 1000,
         "tenant": tenant.name, "reuse": fields.use_cache, "references": references, "blank": blank,
         "adapters": fields.worn(), "negative": fields.negative_prompt,
     }  # fmt: skip
-    checked = Edit(photo.pixels, mask=mask, seed=seed, **common)
-    area = np.ones(photo.pixels.shape[:2], bool) if checked.mask is None else checked.mask
-    box, _ = picture.working_crop(area, photo.size, max_side)
+    whole = Edit(photo.pixels, mask=mask, seed=seed, **common)
+    area = np.ones(photo.pixels.shape[:2], bool) if mask is None else mask
+    box, _ = working_crop(area, photo.size, max_side)
     x0, y0, x1, y1 = box
-    crop = np.ascontiguousarray(photo.pixels[y0:y1, x0:x1])
-    inside = None if mask is None else np.ascontiguousarray(mask[y0:y1, x0:x1])
-    edits = tuple(Edit(crop, mask=inside, seed=seed + i, **common) for i in range(fields.n))
+    inside = None if mask is None else mask[y0:y1, x0:x1]
+    crop = replace(whole, image=photo.pixels[y0:y1, x0:x1], mask=inside)
+    edits = (crop, *(replace(crop, seed=seed + i) for i in range(1, fields.n)))
     return Order(fields, photo, box, edits, claim, source)
+
+
+def check_file(fields: Fields, photo: Picture, size: Size) -> None:
+    """Whether the answer, of `size` and with what `photo` brings along, fits the file that is asked for. Raises
+    InvalidOption.
+    """
+    kind = KINDS[fields.output_format]
+    if max(size) > picture.MAX_SIDE[kind]:
+        raise InvalidOption(f"{fields.output_format} holds at most {picture.MAX_SIDE[kind]:,} pixels a side; ask for png.")
+    if kind == "JPEG" and len(photo.exif or b"") > JPEG_EXIF:
+        raise InvalidOption(f"the picture's EXIF has more than the {JPEG_EXIF:,} bytes that jpeg holds; ask for png or webp.")
+    if kind == "JPEG" and photo.pixels.shape[2] == 4 and bool((photo.pixels[..., 3] < 255).any()):
+        raise InvalidOption("the picture has transparency, which jpeg cannot keep; ask for png or webp.")
+    if fields.output_compression is not None and fields.output_format != "jpeg":
+        raise InvalidOption("output_compression is for jpeg; png and webp are exact here. Leave it out.")

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from retouch import picture, trace
+from retouch.boxes import Box, Size
 from retouch.edit import InvalidOption, OutputFailed
 from retouch.picture import Picture
 from retouch.serve.orders import Order
@@ -57,12 +58,12 @@ class _Asked:
 
     run: str
     request: Request
-    size: picture.Size
+    size: Size
     user: str | None
     source: bytes
     photo: Picture | None
     mask: np.ndarray | None
-    box: picture.Box
+    box: Box
 
     @property
     def bytes(self) -> int:
@@ -116,7 +117,7 @@ class Recorder:
     def asked(self, run: str, order: Order, tenant: str) -> None:
         """From the event loop, in the order in which requests are taken on. It neither waits nor fails."""
         edit, fields = order.edits[0], order.fields
-        if edit.blank or edit.references or edit.guidance is not None or edit.negative or edit.adapters:
+        if order.filter or edit.blank or edit.references or edit.guidance is not None or edit.negative or edit.adapters:
             self._count("left_out")  # a trace has no words for it
             return
         request = Request(
@@ -256,7 +257,7 @@ def _opened(recording: Recording) -> BinaryIO:
     return open(descriptor, "wb", buffering=0)
 
 
-def _shape_of(inside: np.ndarray, box: picture.Box, size: picture.Size) -> Shape | None:
+def _shape_of(inside: np.ndarray, box: Box, size: Size) -> Shape | None:
     """A mask (H, W) bool of a crop at `box`, as runs of the picture of `size`; None where these are too many.
 
     Where the crop's rows begin or end inside is where the picture's do, but that a row's end may be the next one's beginning.

@@ -21,6 +21,7 @@ from retouch.serve.errors import body_of, counted, status_of
 from retouch.serve.forms import EditFields, Fields
 from retouch.serve.orders import Order
 from retouch.serve.settings import Tenant
+from retouch.serve.usage import told
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ Made = Callable[["Run", int, bytes], None]
 class Run:
     """`status` goes from queued to running to succeeded, failed or cancelled. Everything happens on the event loop.
 
+    `filter` names the one whose it is in the model's place.
     The order with its pictures is let go when the run ends; what was made stays in `events`, or, if `raw`, in `images`.
     """
 
@@ -51,6 +53,7 @@ class Run:
     price: Callable[[Usage], float | None]
     raw: bool = False
     made: Made | None = None
+    filter: str = ""
     images: list[np.ndarray | None] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -70,7 +73,7 @@ class Run:
     def of(
         cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], raw: bool = False, made: Made | None = None
     ) -> Run:
-        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw, made)
+        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw, made, order.filter)
 
     @property
     def type(self) -> str:
@@ -134,7 +137,7 @@ class Run:
     def response(self) -> dict[str, Any]:
         made = [answer for answer in self.answers if answer is not None]
         data = [{key: answer[key] for key in ("b64_json", "seed", "usage")} for answer in made]
-        return {"created": self.created, "data": data, **self._form(), "usage": self._usage(self.usages)}
+        return {"created": self.created, "data": data, **self._form(), "usage": told(self.usages, self.age)}
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """All events, those that are past too, until the run has ended."""
@@ -153,8 +156,9 @@ class Run:
         """As a job of the API."""
         done = sum(answer is not None for answer in self.answers)
         job = {
-            "id": self.id, "object": "job", "status": self.status, "created_at": self.created, "prompt": self.fields.prompt,
-            "n": self.n, "done": done, "size": self.size, "seconds": round(self.age, 3),
+            "id": self.id, "object": "job", "status": self.status, "created_at": self.created,
+            "filter": self.filter or None, "prompt": self.fields.prompt, "n": self.n, "done": done, "size": self.size,
+            "seconds": round(self.age, 3),
             "error": body_of(self.error)["error"] if self.error is not None else None,
         }  # fmt: skip
         return {**job, "result": self.response() if whole and self.status == "succeeded" else None}
@@ -202,12 +206,12 @@ class Run:
         edited.usage.dollars = self.price(edited.usage)
         self.usages.append(edited.usage)
         event = {"type": f"{self.type}.completed", "b64_json": coded, "index": index, "seed": edited.seed}
-        event |= {"created_at": int(time.time()), **self._form(), "usage": self._usage([edited.usage])}
+        event |= {"created_at": int(time.time()), **self._form(), "usage": told([edited.usage], self.age)}
         self.answers[index] = event
         self._tell(event)
 
     def _coded(self, order: Order, index: int, crop: np.ndarray) -> str:
-        data = order.encoded(order.whole(crop))
+        data = order.file(crop)
         if self.made is not None:
             self.made(self, index, data)
         return _base64(data)
@@ -236,15 +240,6 @@ class Run:
         form = {"quality": fields.quality, "background": fields.background, "output_format": fields.output_format}
         return {"size": self.size, **form}
 
-    def _usage(self, usages: list[Usage]) -> dict[str, Any]:
-        image = sum(usage.tokens_whole // max(1, usage.steps) for usage in usages)
-        text = sum(usage.tokens_text for usage in usages)
-        computed = sum(usage.tokens_computed for usage in usages)
-        return {
-            "input_tokens": image + text, "output_tokens": computed, "total_tokens": image + text + computed,
-            "input_tokens_details": {"image_tokens": image, "text_tokens": text}, "retouch": told(usages, self.age),
-        }  # fmt: skip
-
     def _fail(self, error: Exception) -> None:
         if not self.ended:
             # Without the frames, which hold the pictures as long as the job is kept.
@@ -270,34 +265,12 @@ class Run:
 
 def _small(order: Order, image: np.ndarray) -> tuple[str, str]:
     """A partial image in base64, and its size."""
-    whole = order.whole(image)
-    scale = PREVIEW_SIDE / max(whole.shape[:2])
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in whole.shape[1::-1]]
-        whole = np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BOX))
-    return _base64(order.encoded(whole)), f"{whole.shape[1]}x{whole.shape[0]}"
-
-
-def told(usages: list[Usage], latency: float) -> dict[str, Any]:
-    """`usage.retouch` of an answer: device seconds by stage, tokens, hits and dollars of all edits, and the seconds waited."""
-    seconds: dict[str, float] = {}
-    for usage in usages:
-        for stage, spent in usage.seconds.items():
-            seconds[stage] = round(seconds.get(stage, 0.0) + spent, 6)
-    sums = {name: sum(getattr(usage, name) for usage in usages) for name in ("tokens_computed", "tokens_whole", "steps")}
-    priced = [usage.dollars for usage in usages if usage.dollars is not None]
-    saved = sums["tokens_whole"] - sums["tokens_computed"]
-    hits = [hit for usage in usages for hit in usage.cache_hits]
-    lossy = sorted({name for usage in usages for name in usage.approximate})
-    return {
-        "seconds": seconds,
-        **sums,
-        "tokens_saved": saved,
-        "cache_hits": hits,
-        "approximate": lossy,
-        "dollars": sum(priced) if priced else None,
-        "latency_seconds": round(latency, 6),
-    }
+    scale = PREVIEW_SIDE / max(order.photo.size)
+    if scale >= 1:
+        return _base64(order.file(image)), order.size
+    size = [max(1, round(side * scale)) for side in order.photo.size]
+    small = np.asarray(Image.fromarray(order.whole(image)).resize(size, Image.Resampling.BOX))
+    return _base64(order.encoded(small)), f"{size[0]}x{size[1]}"
 
 
 def _base64(data: bytes) -> str:

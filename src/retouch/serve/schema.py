@@ -75,6 +75,7 @@ class Job(BaseModel):
     object: Literal["job"]
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created_at: int
+    filter: str | None
     prompt: str
     n: int
     done: int
@@ -117,8 +118,18 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class FilterTotals(BaseModel):
+    """What a filter was given and is done with; device seconds, and dollars at the configured price."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    seconds: float
+    dollars: float
+
+
 class Stats(BaseModel):
-    """Figures of the server since it was started."""
+    """Figures of the server since it was started: of the model's edits, and of `filters` by name. `dollars` are of both."""
 
     object: Literal["stats"]
     uptime_seconds: float
@@ -133,6 +144,7 @@ class Stats(BaseModel):
     edits: dict[str, int]
     seconds: dict[str, float]
     tokens: dict[str, int]
+    filters: dict[str, FilterTotals]
     dollars: float | None
     dollars_per_million_edits: float | None
     latency: dict[str, float] | None
@@ -209,6 +221,7 @@ class ProtocolError(BaseModel):
 _TEXTS = {
     400: "The request cannot be served as it stands.", 401: "No key, or an unknown one.", 403: "The key does not open this.",
     404: "No such model, document or job.", 408: "The body came too slowly.", 413: "Too large.", 415: "A body of another kind.",
+    422: "The filter, or an adapter, is not what its file says; who runs the server has to mend that.",
     429: "The queue, what the server holds, or one of the key's limits is full; Retry-After says when to come again.",
     500: "Something went wrong inside.", 503: "The server is starting or stopping, or its model's process is lost.",
     504: "The deadline cannot be met, or has passed.",

@@ -16,8 +16,10 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from retouch import picture
+from retouch.boxes import Size
 from retouch.cache.disk import Disk
-from retouch.cache.store import Memory, Store
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
 from retouch.edit import InvalidImage, InvalidOption, QueueFull, WorkerLost
 from retouch.engine.worker import Worker
 from retouch.picture import Picture
@@ -25,6 +27,7 @@ from retouch.prices import dollars, spent
 from retouch.serve.books import Books
 from retouch.serve.budget import Budget, Claim
 from retouch.serve.errors import BadRequest, Draining, NotFound, about
+from retouch.serve.filters import Served, filter_order
 from retouch.serve.forms import SEEDS, Ask, EditFields, Fields
 from retouch.serve.metrics import Metrics
 from retouch.serve.orders import Order, order_of
@@ -59,6 +62,7 @@ class Service:
         self.parsing = asyncio.Semaphore(PARSING)
         self.recorder = None if settings.record is None else Recorder(settings.record)
         self.books = Books(settings, worker.info, self.model)
+        self.filters = {name: Served(name, **told) for name, told in worker.info.get("filters", {}).items()}
         cache = settings.worker.cache
         self.uploads: Store[Upload] = Store(
             Memory("host", settings.uploads)
@@ -73,12 +77,16 @@ class Service:
 
     @property
     def model(self) -> str:
-        return self.settings.worker.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.settings.worker.name
 
-    def check_model(self, name: str | None) -> None:
-        """Raises NotFound."""
-        if name not in (None, self.model):
-            raise NotFound(f"the model {name!r} is not served here; this server has {self.model}.")
+    def filter_of(self, name: str | None) -> Served | None:
+        """None where it is the model, or nothing is said. Raises NotFound."""
+        if name in (None, self.model):
+            return None
+        if name not in self.filters:
+            have = ", ".join((self.model, *self.filters))
+            raise NotFound(f"the model {name!r} is not served here; this server has {have}.")
+        return self.filters[name]
 
     async def upload(self, data: bytes, tenant: Tenant) -> tuple[str, Upload, Picture]:
         """Keep a picture under an id that its content gives, once it has been read whole. Raises InvalidImage."""
@@ -92,26 +100,22 @@ class Service:
         if upload.bytes > self.settings.uploads:
             raise InvalidImage(f"the file has {upload.bytes:,} bytes, more than all documents may have here.")
         await run_in_threadpool(self.uploads.put, key, upload, 1.0)
-        self.decoded.put(key, Decoded(photo), 0.1)
+        self.decoded.put(key, Decoded(photo, tenant.name), 0.1)
         return key, upload, photo
 
     async def find(self, key: str, tenant: Tenant) -> tuple[Upload, Picture]:
         """An uploaded document. Raises NotFound, for another tenant's too."""
-        upload = await self._upload(key, tenant)
-        return upload, await self._decoded(key, upload)
+        upload = await run_in_threadpool(self._upload, key, tenant)
+        return upload, await run_in_threadpool(self._decoded, key, upload)
 
-    async def _upload(self, key: str, tenant: Tenant) -> Upload:
-        upload = await run_in_threadpool(self.uploads.find, key)
+    def _upload(self, key: str, tenant: Tenant) -> Upload:
+        upload = self.uploads.find(key)
         if upload is None or upload.tenant != tenant.name:
             raise NotFound(f"there is no document {key}; upload it to /v1/documents (again, where it has been a while).")
         return upload
 
-    async def _decoded(self, key: str, upload: Upload) -> Picture:
-        decoded = self.decoded.find(key)
-        if decoded is not None:
-            return decoded.photo
-        made, _ = await run_in_threadpool(self.decoded.get, key, lambda: Decoded(picture.read(upload.data)))
-        return made.photo
+    def _decoded(self, key: str, upload: Upload) -> Picture:
+        return self.decoded.get(key, lambda: Decoded(picture.read(upload.data), upload.tenant))[0].photo
 
     def forget(self, key: str) -> None:
         self.decoded.drop(key)
@@ -119,43 +123,58 @@ class Service:
 
     async def edit_order(self, ask: Ask, tenant: Tenant) -> Order:
         """From what was sent to what the worker does. Raises InvalidEdit's errors, NotFound."""
-        self.check_model(ask.fields.model)
-        claim = self.pixels.claim()
+        filter, claim = self.filter_of(ask.fields.model), self.pixels.claim()
         try:
-            return await self._edit_order(ask, tenant, claim)
+            return await self._edit_order(ask, tenant, claim, filter)
         except BaseException:
             claim.release()
             raise
 
-    async def _edit_order(self, ask: Ask, tenant: Tenant, claim: Claim) -> Order:
+    async def _edit_order(self, ask: Ask, tenant: Tenant, claim: Claim, filter: Served | None) -> Order:
         assert isinstance(ask.fields, EditFields)
-        photos, files = [], []
-        for image in ask.images:
-            if isinstance(image, str):
-                upload = await self._upload(image, tenant)
-                known = self.decoded.find(image)
-                size = known.photo.size if known else await run_in_threadpool(picture.measured, upload.data)
-                claim.share(image, check_pixels(size, tenant))
-                photos.append(known.photo if known else await self._decoded(image, upload))
-                files.append(upload.data)
-            else:
-                photos.append(await run_in_threadpool(_read, image, tenant, claim))
-                files.append(image)
+        if filter is not None:
+            filter.check(ask.fields, len(ask.images), ask.mask is not None)
+        elif not ask.fields.prompt:
+            raise BadRequest("prompt is missing; say what to draw.", "prompt")
+        return await run_in_threadpool(self._ordered, ask, tenant, claim, filter)
+
+    def _ordered(self, ask: Ask, tenant: Tenant, claim: Claim, filter: Served | None) -> Order:
+        """All that takes a thread, in one."""
+        assert isinstance(ask.fields, EditFields)
+        photos = [self._photo(image, tenant, claim) for image in ask.images]
         mask = None
         if ask.mask is not None:
             try:
-                mask = await run_in_threadpool(_read_mask, ask.mask, photos[0].size, ask.fields.mask_mode, claim)
+                mask = _read_mask(ask.mask, photos[0].size, ask.fields.mask_mode, claim)
             except InvalidImage as error:
                 raise about("mask", error) from error
+        if filter is not None:
+            return filter_order(ask.fields, photos[0], mask, tenant, filter, claim)
         references = tuple(photo.pixels for photo in photos[1:])
-        return await run_in_threadpool(
-            order_of, ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"],
-            seed_of(ask.fields), claim, source=b"" if self.recorder is None else files[0],
+        return order_of(
+            ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"], seed_of(ask.fields),
+            claim, source=b"" if self.recorder is None else self._source(ask.images[0], tenant),
         )  # fmt: skip
+
+    def _photo(self, image: bytes | str, tenant: Tenant, claim: Claim) -> Picture:
+        """Of a document that is decoded already, the file is not looked at."""
+        if isinstance(image, bytes):
+            return _read(image, tenant, claim)
+        known = self.decoded.find(image)
+        if known is not None and known.tenant == tenant.name and self.uploads.used(image):
+            claim.share(image, check_pixels(known.photo.size, tenant))
+            return known.photo
+        upload = self._upload(image, tenant)
+        claim.share(image, check_pixels(picture.measured(upload.data), tenant))
+        return self._decoded(image, upload)
+
+    def _source(self, image: bytes | str, tenant: Tenant) -> bytes:
+        return image if isinstance(image, bytes) else self._upload(image, tenant).data
 
     async def generation_order(self, ask: Ask, tenant: Tenant) -> Order:
         fields, side = ask.fields, self.info["max_side"]
-        self.check_model(fields.model)
+        if (filter := self.filter_of(fields.model)) is not None:
+            raise BadRequest(f"{filter.name} is a filter, which works on a picture; send one to /v1/images/edits.", "model")
         width, height = (side, side) if fields.size == "auto" else (int(part) for part in fields.size.split("x"))
         if max(width, height) > side or min(width, height) < self.info["cell"]:
             raise BadRequest(f"size is {fields.size}; this model makes {self.info['cell']} to {side} pixels a side.", "size")
@@ -188,7 +207,8 @@ class Service:
         self.live.add(run)
         try:
             ended = partial(self._ended, claim=order.claim)
-            run.begin(self.worker.submit, self.settings.request_seconds, ended, lambda: self.worker.ready)
+            submit = partial(self.worker.submit, filter=order.filter) if order.filter else self.worker.submit
+            run.begin(submit, self.settings.request_seconds, ended, lambda: self.worker.ready)
         except BaseException:
             self.live.discard(run)
             self.allowance.give_back(tenant, n)
@@ -216,7 +236,7 @@ class Service:
         self.live.discard(run)
         self.allowance.give_back(run.tenant, run.n)
         self.metrics.count(run)
-        if run.status == "succeeded":
+        if run.status == "succeeded" and not run.filter:
             self.latencies.append(run.seconds)
         self.books.write(run)
 
@@ -257,7 +277,9 @@ class Service:
         """As `GET /v1/stats` tells it."""
         said, totals = self.worker.stats, self.metrics.totals
         price = self.books.price
-        cost = None if price is None else spent(sum(totals["seconds"].values()), price.per_hour)
+        filtered = sum(one["seconds"] for one in totals["filters"].values())
+        own = None if price is None else spent(sum(totals["seconds"].values()), price.per_hour)
+        cost = None if price is None or own is None else own + spent(filtered, price.per_hour)
         done = totals["edits"]["succeeded"]
         ordered = sorted(self.latencies)
         latency = None
@@ -269,12 +291,12 @@ class Service:
             "price_source": None if price is None else price.said, "ready": self.worker.ready, "restarts": self.worker.restarts,
             "queue": said.get("queue", {"waiting": 0, "running": 0, "limit": self.settings.worker.queue}),
             "step": said.get("step", {"seconds": None, "tokens": None, "edits": None, "budget": None}),
-            **totals, "dollars": cost, "dollars_per_million_edits": cost / done * 1e6 if cost is not None and done else None,
+            **totals, "dollars": cost, "dollars_per_million_edits": own / done * 1e6 if own is not None and done else None,
             "latency": latency, "caches": said.get("caches", {}),
         }  # fmt: skip
 
 
-def check_pixels(size: picture.Size, tenant: Tenant) -> int:
+def check_pixels(size: Size, tenant: Tenant) -> int:
     """How many there are. Raises InvalidOption where the key does not allow so many."""
     pixels = size[0] * size[1]
     if tenant.pixels is not None and pixels > tenant.pixels:
@@ -287,7 +309,7 @@ def _read(data: bytes, tenant: Tenant, claim: Claim) -> Picture:
     return picture.read(data)
 
 
-def _read_mask(data: bytes, size: picture.Size, mode: str, claim: Claim) -> np.ndarray:
+def _read_mask(data: bytes, size: Size, mode: str, claim: Claim) -> np.ndarray:
     width, height = picture.measured(data)
     claim.take(width * height)
     try:

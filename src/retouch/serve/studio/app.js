@@ -6,6 +6,7 @@ import { showDetails } from "./details.js";
 import { askKey, openDialog, showHelp, wireDialogs } from "./dialogs.js";
 import { $ } from "./dom.js";
 import { Editing } from "./editing.js";
+import { showFilters } from "./filters.js";
 import { Gallery } from "./gallery.js";
 import { Gestures } from "./gestures.js";
 import { Live } from "./live.js";
@@ -205,7 +206,9 @@ shortcuts(
 
 async function showModel() {
   try {
-    const model = (await api.models()).data?.[0];
+    const models = (await api.models()).data ?? [];
+    const [model] = models;
+    showFilters(models, (filter, label) => editing.filter(filter, label));
     const { steps, device } = model?.retouch ?? {};
     $("model").textContent = [model?.id, device].filter(Boolean).join(" · ");
     if (steps) $("steps").placeholder = String(steps);

@@ -15,7 +15,7 @@ export function showDetails(session) {
   $("details-prompt").textContent = result.prompt;
   $("details-facts").textContent = [
     result.seed === null ? null : `Seed ${result.seed}`,
-    result.usage?.retouch?.steps ? `${result.usage.retouch.steps} steps` : null,
+    result.usage?.retouch?.steps && !result.filter ? `${result.usage.retouch.steps} steps` : null,
     `${result.bitmap.width} × ${result.bitmap.height}`,
   ]
     .filter(Boolean)

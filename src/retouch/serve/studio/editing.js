@@ -10,6 +10,8 @@ const WORDS = { sending: "Sending…", queued: "Waiting for the device…", runn
 
 export class Editing {
   #began = 0;
+  /** @type {HTMLElement|null} the button that was pressed for what runs */
+  #pressed = null;
   #clock = null;
   /** @type {import("./session.js").Result[]} by variation */
   #places = [];
@@ -35,7 +37,7 @@ export class Editing {
 
   /** Restore what a result was made with. */
   fill(result) {
-    $("prompt").value = result.prompt;
+    if (!result.filter) $("prompt").value = result.prompt;
     $("seed").value = result.seed ?? "";
   }
 
@@ -43,9 +45,8 @@ export class Editing {
     const { session, runner } = this;
     if (!runner.idle || !this.#ready()) return;
     clearNotices();
-    const { photo, mask } = session;
     const edit = {
-      photo,
+      photo: session.photo,
       prompt: $("prompt").value.trim(),
       n: Number(document.querySelector("[name=n]:checked").value),
       seed: $("seed").value,
@@ -53,11 +54,27 @@ export class Editing {
       previews: $("previews").checked ? PREVIEWS : 0,
       fresh: $("fresh").checked,
     };
+    await this.#go(edit, { prompt: edit.prompt }, () => this.run());
+  }
+
+  /** @param {string} filter takes the whole photo, and nothing of the form @param {string} label in the place of a prompt */
+  async filter(filter, label) {
+    const { session, runner } = this;
+    if (!runner.idle) return;
+    if (!session.photo) return void this.#missing("Open a photo first.", $("empty-open"));
+    clearNotices();
+    const edit = { photo: session.photo, model: filter, n: 1, seed: "" };
+    await this.#go(edit, { prompt: label, filter }, () => this.filter(filter, label));
+  }
+
+  async #go(edit, told, again) {
+    const { session, runner } = this;
+    const { mask } = session;
     const shared = {
-      photo,
-      prompt: edit.prompt,
+      photo: edit.photo,
+      ...told,
       maskBits: mask.pack(),
-      maskBox: mask.bounds(),
+      maskBox: edit.model ? null : mask.bounds(),
       bitmap: null,
       blob: null,
       url: null,
@@ -71,12 +88,12 @@ export class Editing {
     session.addResults(this.#places);
     session.show("result", this.#places[0]);
     try {
-      const end = await runner.run({ ...edit, mask: await mask.toPNG() });
+      const end = await runner.run(edit.model ? edit : { ...edit, mask: await mask.toPNG() });
       await this.#decoding;
       status(end === "cancelled" ? "Cancelled" : this.#summary());
       if (end === "cancelled") notice("Cancelled. Prompt and mask are as they were.", { kind: "done" });
     } catch (error) {
-      problem("The edit did not work", error, error.status === 401 ? null : { label: "Run again", run: () => this.run() });
+      problem("The edit did not work", error, error.status === 401 ? null : { label: "Run again", run: again });
       status("");
     } finally {
       await this.#decoding;
@@ -133,11 +150,13 @@ export class Editing {
     const result = this.#places[index];
     if (!result?.pending) return;
     const bitmap = await decode(blob);
+    if (result.filter) seed = null;
     Object.assign(result, { bitmap, blob, seed, usage, url: URL.createObjectURL(blob), pending: false });
     this.gallery.refresh(result);
     if (this.session.selected === result) {
       this.session.show(this.session.showing, result);
-      this.compare.besides(result);
+      if (result.filter) this.compare.set(0.5);
+      else this.compare.besides(result);
     }
     this.session.dispatchEvent(new Event("results"));
     this.#show();
@@ -161,16 +180,21 @@ export class Editing {
     const working = !runner.idle;
     if (working && !this.#clock) {
       this.#began = performance.now();
+      this.#pressed = null;
       this.#clock = setInterval(() => this.#tick(), 100);
     }
     if (!working) this.#clock = clearInterval(this.#clock) ?? null;
-    const had = document.activeElement === (working ? $("run") : $("cancel"));
+    const filters = [...$("filter-buttons").children];
+    const focused = document.activeElement;
+    const had = working ? focused === $("run") || filters.includes(focused) : focused === $("cancel");
+    if (working && had) this.#pressed = focused;
+    for (const button of filters) button.disabled = working;
     $("run").hidden = working;
     $("cancel").hidden = !working;
     $("cancel").disabled = runner.state === "cancelling";
     $("progress").hidden = !working;
     $("stage").classList.toggle("busy", working);
-    if (had) $(working ? "cancel" : "run").focus();
+    if (had) (working ? $("cancel") : (this.#pressed ?? $("run"))).focus();
     if (working) {
       status(
         runner.wanted > 1 && runner.state === "running"

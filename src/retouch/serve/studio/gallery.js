@@ -55,7 +55,7 @@ export class Gallery {
 
   #fill(tile, result) {
     const [, prompt, facts] = tile.children;
-    const seed = result.seed === null ? "random seed" : `seed ${result.seed}`;
+    const seed = result.filter ? "" : result.seed === null ? "random seed" : `seed ${result.seed}`;
     tile.classList.toggle("pending", result.pending);
     tile.classList.toggle("previewed", result.pending && result.bitmap !== null);
     tile.title = result.prompt;
@@ -93,11 +93,13 @@ function drawThumb(canvas, result) {
   const { x, y, side } = square(result, picture);
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
+  context.clearRect(0, 0, THUMB, THUMB);
   context.drawImage(picture, x, y, side, side, 0, 0, THUMB, THUMB);
 }
 
 /** A square around the mask with some of its surroundings, within the picture. */
-function square({ maskBox }, picture) {
+function square({ maskBox: box }, picture) {
+  const maskBox = box ?? { x: 0, y: 0, width: picture.width, height: picture.height };
   const most = Math.min(picture.width, picture.height);
   const side = Math.min(most, Math.max(1.8 * Math.max(maskBox.width, maskBox.height), most / 3));
   const place = (start, size, room) => Math.min(room - side, Math.max(0, start + size / 2 - side / 2));

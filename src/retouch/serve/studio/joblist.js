@@ -45,15 +45,16 @@ export class JobList {
     const over = ["succeeded", "failed", "cancelled"].includes(job.status);
     set(status, WORDS[job.status] ?? job.status);
     status.className = `status status-${job.status}`;
-    set(prompt, job.prompt || "–");
-    prompt.title = job.error?.message ?? job.prompt ?? "";
+    const name = job.filter ?? job.prompt;
+    set(prompt, name || "–");
+    prompt.title = job.error?.message ?? name ?? "";
     set(variations, `${job.done ?? 0} of ${job.n ?? 1}`);
     set(size, job.size?.replace("x", " × ") ?? "–");
     set(took, format.seconds(job.seconds));
     set(age, format.age(Date.now() / 1000 - job.created_at));
     const button = row.querySelector("button");
     set(button, over ? "Clear" : "Cancel");
-    button.setAttribute("aria-label", `${over ? "Clear" : "Cancel"} “${job.prompt ?? job.id}”`);
+    button.setAttribute("aria-label", `${over ? "Clear" : "Cancel"} “${name ?? job.id}”`);
   }
 
   async #end(id) {

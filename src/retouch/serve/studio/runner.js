@@ -30,7 +30,8 @@ export class Runner extends EventTarget {
 
   /**
    * @param {{photo: import("./session.js").Photo, mask: Blob, prompt: string, n: number, seed: string, steps: string,
-   *          previews: number, fresh: boolean}} edit
+   *          previews: number, fresh: boolean} | {photo: import("./session.js").Photo, model: string, n: 1}} edit the latter
+   *          for a filter
    * @returns {Promise<"succeeded"|"cancelled">}
    */
   async run(edit) {
@@ -79,6 +80,7 @@ export class Runner extends EventTarget {
     for (let again = false; ; again = true) {
       const fields = {
         document: await this.session.uploaded(edit.photo),
+        model: edit.model,
         mask: edit.mask,
         mask_mode: "white",
         prompt: edit.prompt,

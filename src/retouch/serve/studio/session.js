@@ -19,7 +19,9 @@ import { Mask } from "./mask.js";
 /**
  * @typedef {object} Result a finished variation, or (while `pending`) the place where one will be
  * @property {Photo} photo what it was made from
+ * @property {string} [filter] what made it, where that was not the model
  * @property {Uint8Array} maskBits
+ * @property {import("./mask.js").Box|null} maskBox null: the whole photo
  * @property {string} prompt
  * @property {number|null} seed
  * @property {ImageBitmap|null} bitmap the picture, or the newest preview of it
