@@ -607,6 +607,26 @@ def test_everything_gives_way_to_an_edit_that_is_owed(
     assert sorted(one.answer.result(20).seed for one in flood) == list(range(12)), "those put off are finished too"
 
 
+def test_an_edit_that_is_owed_waits_for_one_that_is_being_finished_and_no_other(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepClock, "room", lambda clock, tokens: tokens)
+    engine = Engine(model, FairShare(), tokens=400)
+    done: list[int] = []
+
+    def finish(seed: int) -> None:
+        done.append(seed)
+        if len(done) == 5:
+            engine.submit(edit(100, tenant="few", steps=1))
+
+    model.on["finish"] = finish
+    for seed in range(12):
+        engine.submit(edit(seed, tenant="many"))
+    run(engine)
+    assert done.index(100) == 5, "four more were finished in the same round"
+    assert sorted(done) == [*range(12), 100]
+
+
 @BESIDE
 def test_what_was_put_off_is_finished_when_nobody_else_is_left(model: Model, made: Callable[..., Engine], beside: int) -> None:
     engine = made(model, FairShare(), tokens=100, beside=beside)

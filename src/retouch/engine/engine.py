@@ -127,16 +127,9 @@ class Engine:
 
     def tick(self) -> bool:
         """One round of the loop; false where there was nothing to do."""
-        started = time.perf_counter()
-        with self._changed:
-            self._submitted = live = [one for one in self._submitted if not one.answer.done()]
-        expire(live)
-        with self._changed:  # `submit` asks the policy too, from other threads
-            order = self.policy.order([one for one in live if one.steps and not one.answer.done()], time.monotonic())
-        owed = self.policy.owed(order)
-        self.scheduling += time.perf_counter() - started
+        live, order, owed = self._standing()
         if not owed:
-            self._sides.catch_up()
+            self._sides.catch_up(self._owes)
         self._encode(owed or order)
         expire(live)
         started = time.perf_counter()
@@ -148,8 +141,25 @@ class Engine:
         elif live:
             self._wait_for_sides(live)
         for one in stepping:
-            self._after_step(one, bool(owed) and one not in owed)
+            self._after_step(one, one in owed)
+        if not owed:
+            self._sides.catch_up(self._owes)
         return bool(live)
+
+    def _standing(self) -> tuple[list[Submitted], list[Submitted], list[Submitted]]:
+        """Those without an answer; of them those with steps to go, most urgent first; and of these the ones that are owed."""
+        started = time.perf_counter()
+        with self._changed:
+            self._submitted = live = [one for one in self._submitted if not one.answer.done()]
+        expire(live)
+        with self._changed:  # `submit` asks the policy too, from other threads
+            order = self.policy.order([one for one in live if one.steps and not one.answer.done()], time.monotonic())
+        owed = self.policy.owed(order)
+        self.scheduling += time.perf_counter() - started
+        return live, order, owed
+
+    def _owes(self) -> bool:
+        return bool(self._standing()[2])
 
     def _next(self, order: Sequence[Submitted], owed: Sequence[Submitted]) -> list[Submitted]:
         """Who steps together."""
@@ -178,11 +188,11 @@ class Engine:
         self.stepping += seconds
         self._recent.append((seconds, tokens, len(together)))
 
-    def _after_step(self, one: Submitted, gives_way: bool) -> None:
+    def _after_step(self, one: Submitted, owed: bool) -> None:
         one.steps -= 1
         if one.answer.done():
             return
-        start = self._sides.put_off if gives_way else self._sides.start
+        start = self._sides.start if owed else self._sides.put_off
         if one.steps == 0:
             start(one, self._finished)
         elif one.job is not None and one.shows:

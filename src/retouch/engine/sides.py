@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -22,7 +23,7 @@ class Sides:
     def __init__(self, model: EditModel, threads: int, changed: threading.Condition) -> None:
         self.model, self.changed = model, changed
         self._pool = ThreadPoolExecutor(threads, "retouch-beside") if threads else None
-        self._put_off: list[tuple[Submitted, Do]] = []
+        self._put_off: deque[tuple[Submitted, Do]] = deque()
 
     @property
     def beside(self) -> bool:
@@ -39,10 +40,10 @@ class Sides:
         """To be started by `catch_up`."""
         self._put_off.append((one, do))
 
-    def catch_up(self) -> None:
-        late, self._put_off = self._put_off, []
-        for one, do in late:
-            self.start(one, do)
+    def catch_up(self, enough: Callable[[], bool]) -> None:
+        """Start what was put off, in its order, until it is said to be enough."""
+        while self._put_off and not enough():
+            self.start(*self._put_off.popleft())
 
     def close(self) -> None:
         """Those that were started come to their end."""
