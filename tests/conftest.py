@@ -41,6 +41,16 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(cluster.fresh())
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """At a price of 3.6 dollars an hour, which is a tenth of a cent a second."""
+    from retouch.serve.settings import Settings
+    from serving import Serving
+
+    with Serving(Settings(price=3.6)) as server:
+        yield server
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """By which a store's making is timed: what is added to its one number has passed."""

@@ -69,17 +69,6 @@ def test_the_truth_itself_is_perfect_by_every_metric():
     assert set(scores.seam) == {"psnr", "ssim", "flip"}
 
 
-def test_psnr_is_what_it_is_by_definition():
-    truth = np.full((10, 10, 3), 100, np.uint8)
-    answer = truth.copy()
-    answer[:5] += 10
-    where = np.zeros((10, 10), bool)
-    where[:5] = True
-    assert metrics.psnr(truth, answer, where) == pytest.approx(20 * math.log10(255 / 10))
-    assert metrics.psnr(truth, answer, ~where) == metrics.IDENTICAL
-    assert metrics.psnr(truth, answer, where | True) == pytest.approx(20 * math.log10(255 / 10) + 10 * math.log10(2))
-
-
 def test_ssim_agrees_with_that_of_scikit_image():
     structural = pytest.importorskip("skimage.metrics").structural_similarity
     truth, answer = (PIXELS.integers(0, 256, (40, 53, 3)).astype(np.uint8) for _ in range(2))

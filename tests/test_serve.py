@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -20,13 +19,6 @@ from serving import Painter, Serving, alpha_mask, area, data_url, decoded, encod
 
 PHOTO, MASK = photo(), area()
 IMAGE, HOLE = encoded(PHOTO), alpha_mask(MASK)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    """At a price of 3.6 dollars an hour, which is a tenth of a cent a second."""
-    with Serving(Settings(price=3.6)) as server:
-        yield server
 
 
 def asked(server: Serving) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,6 @@ from serving import Painter, Serving, alpha_mask, area, decoded, encoded, events
 
 PHOTO, MASK = photo(), area()
 IMAGE, HOLE = encoded(PHOTO), alpha_mask(MASK)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    """At a price of 3.6 dollars an hour, which is a tenth of a cent a second."""
-    with Serving(Settings(price=3.6)) as server:
-        yield server
 
 
 # Streams

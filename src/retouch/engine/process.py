@@ -8,7 +8,9 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +100,16 @@ def load_engine(options: Options) -> tuple[Any, dict[str, Any]]:
     return engine, info
 
 
+@contextmanager
+def _vital(what: str) -> Iterator[None]:
+    """A thread that cannot go on ends the process, as the main one would: another process begins again what this one had."""
+    try:
+        yield
+    except BaseException:
+        log.exception("%s broke the worker", what)
+        os._exit(1)
+
+
 class _Loop:
     """One thread hears, one writes, one tells how it stands, this one ticks.
 
@@ -132,12 +144,8 @@ class _Loop:
                 engine.wait(0.2)
 
     def _tick_apart(self, name: str, engine: Any) -> None:
-        """Where this thread breaks, the process ends, as it does where the main one does: another begins what it had again."""
-        try:
+        with _vital(f"the filter {name}"):
             self._tick(engine)
-        except BaseException:
-            log.exception("the filter %s broke", name)
-            os._exit(1)
 
     def _hear(self) -> None:
         while (message := receive(self.connection)) is not None and message[0] != "close":
@@ -145,7 +153,8 @@ class _Loop:
                 if answer := self.answers.get(message[1]):
                     answer.cancel()
             else:
-                self._take(*message[1:])
+                with _vital("what was sent"):
+                    self._take(*message[1:])
         self.closed.set()
         if message is None:  # the server is gone, and nobody else will end a step that hangs
             time.sleep(LAST_MOMENTS)

@@ -277,9 +277,9 @@ class Service:
         """As `GET /v1/stats` tells it."""
         said, totals = self.worker.stats, self.metrics.totals
         price = self.books.price
+        seconds = sum(totals["seconds"].values())
         filtered = sum(one["seconds"] for one in totals["filters"].values())
-        own = None if price is None else spent(sum(totals["seconds"].values()), price.per_hour)
-        cost = None if price is None or own is None else own + spent(filtered, price.per_hour)
+        own, cost = (None if price is None else spent(some, price.per_hour) for some in (seconds, seconds + filtered))
         done = totals["edits"]["succeeded"]
         ordered = sorted(self.latencies)
         latency = None
