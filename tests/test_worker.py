@@ -99,6 +99,13 @@ def test_what_comes_while_one_is_alone_waits_for_it(workers: Callable[..., Worke
     assert heard == [1, 2]
 
 
+def test_a_process_that_lacks_a_picture_ends_and_the_next_one_has_it(workers: Callable[..., Worker]) -> None:
+    worker, edit = workers(), ask(7)
+    worker._packer.packed(edit)  # a message that never arrived
+    assert right(worker.submit(edit), 7)
+    assert worker.restarts == 1
+
+
 def test_an_error_that_no_pipe_can_carry_arrives_as_text(workers: Callable[..., Worker]) -> None:
     worker = workers()
     answers = [worker.submit(ask(seed, text)) for seed, text in enumerate(("fail in encode", "a cat", "fail in take"))]
