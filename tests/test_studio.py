@@ -126,6 +126,14 @@ def pixels(data: bytes | Path) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).convert("RGB"))
 
 
+SEEN = """selector => {
+  window.seen = false;
+  const look = () => { window.seen ||= document.querySelector(selector) !== null; };
+  new MutationObserver(look).observe(document.body, { subtree: true, childList: true, attributeFilter: ["class"] });
+}"""
+"""Notes whether what a selector is for was there at any moment, be it for less time than a poll takes."""
+
+
 def test_painting_with_the_mouse_changes_what_was_painted_and_no_other_pixel(studio):
     page = studio.page
     studio.open()
@@ -146,9 +154,10 @@ def test_painting_with_the_mouse_changes_what_was_painted_and_no_other_pixel(stu
     page.fill("#seed", "7")
     page.click("#advanced summary")
     page.fill("#steps", "24")
+    page.evaluate(SEEN, ".tile.pending.previewed")
     page.click("#run")
-    page.wait_for_selector(".tile.pending.previewed")
     studio.finished(2)
+    assert page.evaluate("window.seen"), "a preview was shown before the result"
     sync_api.expect(page.locator("#account")).to_contain_text("Tokens computed")
     assert page.locator(".tile").nth(1).inner_text().split("\n")[1] == "seed 8"
 
