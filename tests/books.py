@@ -52,7 +52,7 @@ def total(address: str, since: float = 0.0, until: float = 2 * NOW) -> Sum:
         )
 
 
-def by(address: str, key: str, since: float = 0.0, until: float = 2 * NOW) -> dict[str, Sum]:
+def by(address: str, key: str, since: float = 0.0, until: float = 2 * NOW) -> dict[str | None, Sum]:
     with Ledger(address) as ledger:
         return {name: ledger_sums.joined(group.values()) for name, group in ledger_sums.by(ledger, key, since, until).items()}
 

@@ -120,6 +120,33 @@ def test_held_devices_are_charged_to_whom_they_served(address: str, capsys: pyte
     assert sum(row["held_dollars"] for row in stages["rows"]) == pytest.approx(20, rel=1e-3)
 
 
+def test_only_one_model_or_tenant(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They have their part of what the devices cost: of Ann's, half a second of a second and a half, of the idle one's, of two
+    and a half.
+    """
+    leases = (Lease("A", price=3.0, id="l1"), Lease("B", price=6.0, id="l2"), Lease("C", price=1.0, id="l3"))
+    options = ("--ledger", wrote(address, *traffic(time.time()), held=leases))
+    answer = told(capsys, *options, "--model", "klein")
+    assert [(row["tenant"], row["edits"], row["device_seconds"]) for row in answer["rows"]] == [("ann", 1, 0.5)]
+    assert answer["only"] == {"model": "klein"}
+    assert answer["total"]["held_dollars"] == pytest.approx(6 * 0.5 / 1.5 + 2 * 0.5 / 2.5, rel=1e-3)
+    assert answer["busy_hours"] == pytest.approx(0.5 / 3600)
+    both = told(capsys, *options, "--model", "mini", "--tenant", "ben", "--by", "stage")
+    assert sum(row["device_seconds"] for row in both["rows"]) == pytest.approx(1.0)
+    assert sum(row["held_dollars"] for row in both["rows"]) == pytest.approx(12 + 2 * 1.0 / 2.5, rel=1e-3)
+    parts = [told(capsys, *options, "--model", name)["total"]["held_dollars"] for name in ("mini", "klein")]
+    assert sum(parts) == pytest.approx(told(capsys, *options)["total"]["held_dollars"])
+    assert told(capsys, *options, "--held", "10", "--model", "klein")["total"]["held_dollars"] == pytest.approx(36 * 0.5 / 2.5)
+
+
+def test_of_a_model_that_did_nothing(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--ledger", wrote(address, *traffic(time.time()), held=(Lease("A", price=3.0, id="l1"),)), "--model", "none")
+    answer = told(capsys, *options)
+    assert (answer["rows"], answer["total"]["edits"], answer["total"]["held_dollars"]) == ([], 0, None)
+    assert cost.main([*options]) == 0
+    assert "no edits of model 'none' from " in capsys.readouterr().out
+
+
 def test_hours_may_be_given(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """At the mean price of what was computed: busy cost over utilisation."""
     wrote(address, *traffic(time.time()), held=(Lease(price=100.0),))

@@ -24,6 +24,7 @@ from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
 from retouch.models.options import Options
 from retouch.passes.compile import compiled
+from retouch.passes.fold import folded
 from retouch.passes.offload import offloaded
 from retouch.passes.spread import devices_of, spread
 
@@ -71,6 +72,7 @@ def load(
     log.info("weights: %s", mapped.said({k: v for k, v in pipeline.components.items() if isinstance(v, torch.nn.Module)}))
     if adapters is not None:
         lora.adapted(served, type(pipeline), adapters)
+    served = folded(served)
     served = compiled(served) if compile else offloaded(served, place) if offload else spread(served, devices)
     documents: Store[Document] = Store(Memory("device", memory))
     prompts: Store[Prompt] = Store(Memory("device", memory // 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,6 +20,9 @@ KEYS: dict[str, Callable[[], ColumnElement[Any]]] = {
     "day": lambda: edits.c.time // literal_column(str(DAY), Integer),
 }
 ALL_STAGES = (*STAGES, "other")
+
+Groups = dict[str | None, dict[str, "Sum"]]
+"""Group -> lease -> sum; in the group None are those that were not asked for."""
 
 
 @dataclass(slots=True)
@@ -69,8 +72,11 @@ class Held:
     source: str
 
 
-def by(ledger: Ledger, key: str, since: float, until: float) -> dict[str, dict[str, Sum]]:
-    """Group -> lease -> sum of the edits that ended from `since` to before `until`; times in seconds since 1970."""
+def by(ledger: Ledger, key: str, since: float, until: float, only: Mapping[str, str] | None = None) -> Groups:
+    """Sums of the edits that ended from `since` to before `until`; times in seconds since 1970.
+
+    `only`: a column (tenant, model) -> what it has to be. The other edits are in the group None, for `share_out`.
+    """
     table = edits.c
     done = table.status == "succeeded"
     counted = [
@@ -82,14 +88,18 @@ def by(ledger: Ledger, key: str, since: float, until: float) -> dict[str, dict[s
     assert len(counted) == len(COUNTED)  # which names them, in this order
     stages = [_total(table[f"{stage}_us"]) for stage in ALL_STAGES]
     dollars = [func.coalesce(func.sum(table[f"{stage}_us"] * table.price), 0.0) for stage in ALL_STAGES]
+    wanted = dict(only or {})
+    told = [table[name] for name in wanted]
     group = KEYS[key]() if key in KEYS else literal("")
-    query = select(group, table.lease, *counted, *stages, *dollars).where(
+    query = select(group, table.lease, *told, *counted, *stages, *dollars).where(
         table.time >= int(since * 1000), table.time < int(until * 1000)
     )
-    query = query.group_by(*([group] if key in KEYS else []), table.lease)
-    found: dict[str, dict[str, Sum]] = defaultdict(dict)
+    query = query.group_by(*([group] if key in KEYS else []), table.lease, *told)
+    found: dict[str | None, dict[str, Sum]] = defaultdict(lambda: defaultdict(Sum))
     with ledger.begin() as connection:
         for name, lease, *values in connection.execute(query):
+            asked_for = values[: len(told)] == list(wanted.values())
+            del values[: len(told)]
             whole = [int(value) for value in values[: len(counted) + len(stages)]]
             costs = [spent(float(value) / 1e6, 1.0) for value in values[len(whole) :]]
             one = Sum()
@@ -97,8 +107,8 @@ def by(ledger: Ledger, key: str, since: float, until: float) -> dict[str, dict[s
                 setattr(one, counter, value)
             one.stages = dict(zip(ALL_STAGES, whole[len(counted) :], strict=True))
             one.stage_dollars = dict(zip(ALL_STAGES, costs, strict=True))
-            found[str(name)][lease] = one
-    return dict(found)
+            found[str(name) if asked_for else None][lease].add(one)
+    return {name: dict(leases) for name, leases in found.items()}
 
 
 def held(ledger: Ledger, since: float, until: float) -> list[Held]:
@@ -110,7 +120,7 @@ def held(ledger: Ledger, since: float, until: float) -> list[Held]:
     return [Held(row[0], row[1], (min(row[3], high) - max(row[2], low)) / 1e3, row[4], row[5]) for row in rows]
 
 
-def share_out(groups: dict[str, dict[str, Sum]], devices: Iterable[Held]) -> float | None:
+def share_out(groups: Groups, devices: Iterable[Held]) -> float | None:
     """Charge each device's cost to the edits it served, by their device time, and that of idle ones to all alike.
 
     Returns the dollars of all, None where no price is known.

@@ -9,8 +9,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from retouch.ledger import Ledger, sums
 from retouch.ledger.sums import Held, Sum
 
 BY = ("tenant", "model", "stage", "day")
+ONLY = ("model", "tenant")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MILLION = 1e6
 
@@ -34,7 +35,10 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """A time of the ledger: rows by what was asked for, their total, and the devices that were held. `hours` are theirs."""
+    """A time of the ledger: rows by what was asked for, their total, and the devices that were held. `hours` are theirs.
+
+    `only` is what the edits were asked to be, a column -> its value.
+    """
 
     since: float
     until: float
@@ -43,6 +47,7 @@ class Books:
     total: Sum
     devices: list[Held]
     hours: float | None
+    only: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def busy(self) -> float:
@@ -67,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.take is not None:
         take(address, args.take)
     with Ledger(address) as ledger:
-        books, where = read(ledger, args.by, since, until, args.held), str(ledger)
+        only = {name: value for name in ONLY if (value := getattr(args, name)) is not None}
+        books, where = read(ledger, args.by, since, until, args.held, only), str(ledger)
     if args.json:
         print(json.dumps(as_json(books), ensure_ascii=False, indent=2))
     elif args.csv:
@@ -85,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--since", default="7d", metavar=when, help="7d, 12h, 30m ago, or a date such as 2026-11-01 in UTC (%(default)s)")
     add("--until", metavar=when, help="the same; up to now without it")
     add("--by", choices=BY, default="tenant", help="what a row is; days are those of UTC (%(default)s)")
+    add("--model", metavar="NAME", help="only the edits by this model, or filter (all)")
+    add("--tenant", metavar="NAME", help="only the edits of this tenant (all)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="rows for a spreadsheet, without the total")
     form.add_argument("--json", action="store_true", help="all of it")
@@ -129,9 +137,14 @@ def take(address: str, path: Path) -> None:
         print(f"retouch: {len(new):,} of {len(rows):,} records of {path} were new to {ledger}.", file=sys.stderr)
 
 
-def read(ledger: Ledger, by: str, since: float, until: float, hours: float | None = None) -> Books:
-    """`hours` are those that devices were held, in place of the ledger's leases."""
-    groups, devices = sums.by(ledger, by, since, until), sums.held(ledger, since, until)
+def read(
+    ledger: Ledger, by: str, since: float, until: float, hours: float | None = None, only: Mapping[str, str] | None = None
+) -> Books:
+    """`hours` are those that devices were held, in place of the ledger's leases. With `only`, what held devices cost is still
+    shared by all edits, and the rows have their own part of it.
+    """
+    groups, devices = sums.by(ledger, by, since, until, only), sums.held(ledger, since, until)
+    idle = not groups
     cost = None
     if hours is None:
         cost = sums.share_out(groups, devices)
@@ -141,11 +154,12 @@ def read(ledger: Ledger, by: str, since: float, until: float, hours: float | Non
         whole = sums.joined(every)
         if whole.priced_us:
             sums.charge(every, hours * 3600 * whole.nanodollars / 1e9 / (whole.priced_us / 1e6))
-    rows = {_named(by, name): sums.joined(group.values()) for name, group in sorted(groups.items(), key=_order(by))}
+    asked = {name: group for name, group in groups.items() if name is not None}
+    rows = {_named(by, name): sums.joined(group.values()) for name, group in sorted(asked.items(), key=_order(by))}
     total = sums.joined(rows.values())
-    if not rows:
+    if idle:
         total.held = cost
-    return Books(since, until, by, _by_stage(total) if by == "stage" else rows, total, devices, hours)
+    return Books(since, until, by, _by_stage(total) if by == "stage" else rows, total, devices, hours, only or {})
 
 
 def _order(by: str) -> Any:
@@ -199,7 +213,7 @@ def as_json(books: Books) -> dict[str, Any]:
     total = row("", books.total, books.by)
     del total[books.by]
     return {
-        "since": _iso(books.since), "until": _iso(books.until), "by": books.by,
+        "since": _iso(books.since), "until": _iso(books.until), "by": books.by, "only": dict(books.only),
         "rows": [row(name, one, books.by) for name, one in books.rows.items()], "total": total,
         "busy_hours": books.busy, "held_hours": books.hours,
         "prices": [{"device": device, "per_hour": price, "source": source} for device, price, source in _prices(books)],
@@ -228,7 +242,8 @@ def show(books: Books, where: str) -> None:
         values = row(label, one, books.by)
         shown = label if label.isprintable() else repr(label)
         table.add_row(Text(shown or "(no key)"), *(_shown(name, values[name]) for name in names))
-    console.print(table if books.rows else f"no edits from {said(books.since)} to {said(books.until)} in {where}")
+    which = "".join(f" of {name} {value!r}" for name, value in books.only.items())
+    console.print(table if books.rows else f"no edits{which} from {said(books.since)} to {said(books.until)} in {where}")
     for note in notes(books):
         console.print(note, soft_wrap=True)
 
@@ -236,7 +251,8 @@ def show(books: Books, where: str) -> None:
 def notes(books: Books) -> list[str]:
     found, total = [], books.total
     if books.hours:
-        found.append(f"held {_time(books.hours)}, busy {_time(books.busy)} ({books.busy / books.hours:.0%})")
+        busy = "busy with these edits" if books.only else "busy"
+        found.append(f"held {_time(books.hours)}, {busy} {_time(books.busy)} ({books.busy / books.hours:.0%})")
     if books.hours and total.held is None:
         found.append("What held devices cost is not known: none has a price.")
     for device, price, source in _prices(books):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from retouch.models.transformer import Layout, Rope, after_attention, normalize, rotate
+from retouch.models.transformer import Layout, Rope, after_attention, joint_attention, normalize
 
 
 class Times(NamedTuple):
@@ -70,21 +70,10 @@ def _block(
     of_text = _each(block.txt_mod(times.embedded), times.text).chunk(6, -1)
     seen_image = normalize(image, of_image[0], of_image[1], block.img_norm1.eps)
     seen_text = normalize(text, of_text[0], of_text[1], block.txt_norm1.eps)
-    out_text, out_image = layout.split(_attention(block.attn, layer, seen_image, seen_text, rope, layout))
+    out_text, out_image = joint_attention(block.attn, layer, seen_text, seen_image, rope, layout)
     image = after_attention(image, block.attn.to_out[0](out_image), block.img_mlp, of_image, block.img_norm2.eps)
     text = after_attention(text, block.attn.to_add_out(out_text), block.txt_mlp, of_text, block.txt_norm2.eps)
     return image, text
-
-
-def _attention(attn: Any, layer: int, image: Tensor, text: Tensor, rope: Rope, layout: Layout) -> Tensor:
-    """Of the joined tokens, (..., tokens, dim)."""
-    heads = (attn.heads, -1)
-    of_text = [project(text).unflatten(-1, heads) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
-    of_image = [project(image).unflatten(-1, heads) for project in (attn.to_q, attn.to_k, attn.to_v)]
-    q = layout.join(attn.norm_added_q(of_text[0]), attn.norm_q(of_image[0]), -3)
-    k = layout.join(attn.norm_added_k(of_text[1]), attn.norm_k(of_image[1]), -3)
-    v = layout.join(of_text[2], of_image[2], -3)
-    return layout.attend(layer, rotate(q, rope), rotate(k, rope), v).flatten(-2)
 
 
 def _each(modulation: Tensor, row: Tensor) -> Tensor:

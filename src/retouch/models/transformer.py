@@ -142,24 +142,24 @@ def _single(
     wide = attn.to_qkv_mlp_proj(normalize(x, shift, scale, eps))
     qk, v, gated, linear = wide.split([2 * attn.inner_dim, attn.inner_dim, attn.mlp_hidden_dim, attn.mlp_hidden_dim], -1)
     q, k = rotate(norm_heads(qk, attn.norm_q, attn.norm_k), rope).chunk(2, -2)
-    out = layout.attend(layer, q, k, v.unflatten(-1, (attn.heads, attn.head_dim))).flatten(-2)
+    out = layout.attend(layer, q, k, v.unflatten(-1, (attn.heads, -1))).flatten(-2)
     return torch.addcmul(x, gate, attn.to_out(torch.cat([out, F.silu(gated) * linear], -1)))
 
 
 def image_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Normalized queries and keys side by side, (..., tokens, 2 heads, head_dim), and values."""
     qk = torch.cat([attn.to_q(x), attn.to_k(x)], -1)
-    return norm_heads(qk, attn.norm_q, attn.norm_k), attn.to_v(x).unflatten(-1, (attn.heads, attn.head_dim))
+    return norm_heads(qk, attn.norm_q, attn.norm_k), attn.to_v(x).unflatten(-1, (attn.heads, -1))
 
 
 def _text_heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     qk = torch.cat([attn.add_q_proj(x), attn.add_k_proj(x)], -1)
-    return norm_heads(qk, attn.norm_added_q, attn.norm_added_k), attn.add_v_proj(x).unflatten(-1, (attn.heads, attn.head_dim))
+    return norm_heads(qk, attn.norm_added_q, attn.norm_added_k), attn.add_v_proj(x).unflatten(-1, (attn.heads, -1))
 
 
-def norm_heads(qk: Tensor, of_q: torch.nn.RMSNorm, of_k: torch.nn.RMSNorm) -> Tensor:
+def norm_heads(qk: Tensor, of_q: Any, of_k: Any) -> Tensor:
     """RMS norm of queries and keys in one go: (..., 2 heads * head_dim) -> (..., 2 heads, head_dim)."""
-    dim = of_q.normalized_shape[0]
+    dim = len(of_q.weight)
     heads = qk.unflatten(-1, (2, -1, dim))
     weight = torch.stack([of_q.weight, of_k.weight]).unsqueeze(1)
     return (F.rms_norm(heads, (dim,), eps=of_q.eps) * weight).flatten(-3, -2)

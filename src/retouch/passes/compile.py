@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from retouch.models.adapter import Adapter
+from retouch.passes.fold import shallow
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,7 @@ Model = TypeVar("Model", bound=Adapter)
 def compiled(model: Model) -> Model:
     """The same model with a decoder of its own that is compiled, which takes a minute or two. `model` stays as it is."""
     made = copy(model)
-    made.vae = copy(model.vae)
-    made.vae._modules = dict(model.vae._modules)  # a module's copy shares the table of its parts
+    made.vae = shallow(model.vae)
     made.vae.decoder = torch.compile(model.vae.decoder, dynamic=True)
     started = time.perf_counter()
     for rows, columns in WARM:
