@@ -11,7 +11,8 @@ import tiny
 from retouch.edit import Edit
 from retouch.engine import Engine
 from retouch.models.options import Options
-from retouch.passes.fold import Folded, folded, with_folded
+from retouch.models.upsampling import Folded
+from retouch.passes.fold import folded, with_folded
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (7, 3), (16, 16)])

@@ -163,8 +163,8 @@ def test_a_crop_with_the_whole_as_its_halo_is_the_whole():
     model = tiny.model("Flux2KleinKVPipeline")
     tokens = figures.encoded(model, tiny.photo(96, 128))
     whole = figures.decoded(model, tokens)
-    assert (figures.decode_crop(model, tokens, (1, 3, 2, 5), 8) == whole[16:48, 32:80]).all()
-    assert figures.decode_crop(model, tokens, (1, 3, 2, 5), 0).shape == (32, 48, 3)
+    assert (figures.decode_crop(model, tokens, (17, 45, 33, 80), 128) == whole[17:45, 33:80]).all()
+    assert figures.decode_crop(model, tokens, (17, 45, 33, 80), 0).shape == (28, 47, 3)
 
 
 def test_judging_gives_flat_rows_and_a_sheet(toys, tmp_path, monkeypatch):

@@ -28,6 +28,9 @@ from retouch.models.packing import Packed, Segment
 from retouch.models.preview import Sketch
 from retouch.models.refresh import Refresh
 
+Made = tuple[np.ndarray, int, int]
+"""Pixels (h, w, 3) uint8, and the frame's row and column that they begin at."""
+
 
 class Adapter(ABC):
     """An `EditModel` over the parts of a diffusers pipeline. `pipeline` has a `vae`; the rest is the family's business."""
@@ -93,13 +96,17 @@ class Adapter(ABC):
         """(H, W, 3) uint8, sides multiples of the cell -> tokens (h, w, C) float32."""
 
     @abstractmethod
-    def _pixels(self, tokens: Tensor) -> np.ndarray:
-        """Tokens (h, w, C) -> (h * cell, w * cell, 3) uint8."""
+    def _latents(self, tokens: Tensor) -> Tensor:
+        """Tokens (h, w, C) -> latents in the decoder's own scale (..., H, W): one of a cell, or several in a square."""
+
+    @abstractmethod
+    def _pixels(self, latents: Tensor) -> np.ndarray:
+        """Of `_latents`, or of a window of these, (height, width, 3) uint8."""
 
     @torch.inference_mode()
     def through(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8, sides multiples of the cell: what the autoencoder makes of a picture."""
-        return self._pixels(self._encode(pixels))
+        return self._pixels(self._latents(self._encode(pixels)))
 
     @abstractmethod
     def _read(self, key: str, text: str, document: Document) -> Prompt:
@@ -280,21 +287,23 @@ class Adapter(ABC):
         assert job.estimate is not None
         return self._composed(job, job.estimate, self._sketched)
 
-    def _composed(self, job: Job, computed: Tensor, decode: Callable[[Tensor, Region], np.ndarray]) -> np.ndarray:
+    def _composed(self, job: Job, computed: Tensor, decode: Callable[[Tensor, Region], Made]) -> np.ndarray:
         tokens = job.document.tokens.clone()
         tokens.view(-1, tokens.shape[-1])[job.cells] = computed
-        region = framing.region_of(job)
-        made, top, left = decode(tokens, region), region[0] * self.cell, region[2] * self.cell
+        made, top, left = decode(tokens, framing.region_of(job.edit, job.frame))
         return framing.put_back(job.edit, job.frame, made, top, left, self.options.feather)
 
-    def _sketched(self, tokens: Tensor, region: Region) -> np.ndarray:
+    def _sketched(self, tokens: Tensor, region: Region) -> Made:
         """As `_decode`, by the preview's matrix."""
         with self._fitting:
             self._sketch = self._sketch or Sketch(self._encode, self.cell)
-        top, bottom, left, right = region
-        return self._sketch(tokens[top:bottom, left:right])
+        top, bottom, left, right = framing.window(region, 0, self.cell, tokens.shape)
+        return self._sketch(tokens[top:bottom, left:right]), top * self.cell, left * self.cell
 
-    def _decode(self, tokens: Tensor, region: Region) -> np.ndarray:
-        """Tokens (h, w, C) -> the region's pixels, uint8."""
-        halo = max(tokens.shape[:2]) if self.options.halo is None else self.options.halo
-        return framing.decoded(tokens, region, halo, self.cell, self._pixels)
+    def _decode(self, tokens: Tensor, region: Region) -> Made:
+        """Tokens (h, w, C) -> pixels that hold the region, and where they lie."""
+        of_all = self._latents(tokens)
+        unit = self.cell * tokens.shape[0] // of_all.shape[-2]
+        halo = self.cell * max(tokens.shape[:2]) if self.options.halo is None else self.options.halo
+        top, bottom, left, right = framing.window(region, halo, unit, of_all.shape[-2:])
+        return self._pixels(of_all[..., top:bottom, left:right]), top * unit, left * unit

@@ -110,10 +110,11 @@ class Flux1(Adapter):
         drawn = found.mode().float() if draw is None else found.mean.float() + found.std.float() * draw
         return latents.patchify((drawn - self.vae.config.shift_factor) * self.vae.config.scaling_factor)[0]
 
-    def _pixels(self, tokens: Tensor) -> np.ndarray:
-        scaled = latents.unpatchify(tokens[None].float()) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        of_decoder = scaled.to(self.vae.dtype, memory_format=torch.channels_last)
-        return latents.pictures_of(self.vae.decode(of_decoder, return_dict=False)[0])[0]
+    def _latents(self, tokens: Tensor) -> Tensor:
+        return latents.unpatchify(tokens[None].float()) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+
+    def _pixels(self, of: Tensor) -> np.ndarray:
+        return latents.pictures_of(latents.of_decoder(self.vae, of))[0]
 
     def _read(self, key: str, text: str, document: Document) -> Prompt:
         """T5 reads all of the text. CLIP, whose pooled output modulates, reads its first 77 tokens, as FLUX.1 was trained."""

@@ -83,8 +83,11 @@ class Flux2(Adapter):
     def _encode(self, pixels: np.ndarray) -> Tensor:
         return latents.encode(self.vae, latents.pixels_of(pixels[None], self.device, self.vae.dtype))[0]
 
-    def _pixels(self, tokens: Tensor) -> np.ndarray:
-        return latents.pictures_of(latents.decode(self.vae, tokens[None]))[0]
+    def _latents(self, tokens: Tensor) -> Tensor:
+        return latents.unpatchify(latents.denormalize(self.vae, tokens[None].float()))
+
+    def _pixels(self, of: Tensor) -> np.ndarray:
+        return latents.pictures_of(latents.of_decoder(self.vae, of))[0]
 
     def _read(self, key: str, text: str, document: Document) -> Prompt:
         return Prompt(key, self._embedded(text))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from retouch.boxes import Box, around, working_crop
+from retouch.boxes import Box, around, bounds, working_crop
 from retouch.composite import composite
 from retouch.edit import Edit
 from retouch.models import latents
-from retouch.models.base import Frame, Job
+from retouch.models.base import Frame
 
 Region = tuple[int, int, int, int]
-"""Rows and columns of cells: (top, bottom, left, right), half open."""
+"""Rows and columns, of pixels or of what a window counts in: (top, bottom, left, right), half open."""
 
 
 def place(edit: Edit, side: int, context: int | None, cell: int) -> tuple[Box, float]:
@@ -61,24 +61,22 @@ def masked_cells(edit: Edit, frame: Frame, grid: tuple[int, int], cell: int, dil
     return torch.from_numpy(np.pad(cells, more).ravel())
 
 
-def region_of(job: Job) -> Region:
-    """Where all masked cells lie."""
-    columns = job.document.tokens.shape[1]
-    cells = job.cells if job.known is None else job.cells[~job.known]
-    row, column = cells // columns, cells % columns
-    return int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1
+def region_of(edit: Edit, frame: Frame) -> Region:
+    """Of the frame's pixels, where its mask lies."""
+    left, top, right, bottom = bounds(framed_mask(edit, frame))
+    return top, bottom, left, right
 
 
-def decoded(tokens: Tensor, region: Region, halo: int, cell: int, pixels: Callable[[Tensor], np.ndarray]) -> np.ndarray:
-    """Of tokens (h, w, C) the region's pixels, as `pixels` makes them of the region with `halo` cells around it."""
+def window(region: Region, halo: int, unit: int, size: Sequence[int]) -> Region:
+    """What holds the region and `halo` pixels around it, in units of so many pixels, of which there are `size` (h, w)."""
     top, bottom, left, right = region
-    above, before = max(0, top - halo), max(0, left - halo)
-    made = pixels(tokens[above : min(tokens.shape[0], bottom + halo), before : min(tokens.shape[1], right + halo)])
-    return made[(top - above) * cell : (bottom - above) * cell, (left - before) * cell : (right - before) * cell]
+    rows = max(0, (top - halo) // unit), min(size[0], -(-(bottom + halo) // unit))
+    return *rows, max(0, (left - halo) // unit), min(size[1], -(-(right + halo) // unit))
 
 
 def put_back(edit: Edit, frame: Frame, made: np.ndarray, top: int, left: int, feather: int) -> np.ndarray:
-    """The edit's picture with `made` (h, w, 3) uint8 in it, which lies at `top` and `left` in the frame's pixels.
+    """The edit's picture with `made` (h, w, 3) uint8 in it, which lies at `top` and `left` in the frame's pixels, and holds at
+    least the mask's bounds.
 
     What pads the frame to whole cells is left out. `feather` is in the frame's pixels too.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,14 @@ def encode(vae: AutoencoderKLFlux2, pixels: Tensor) -> Tensor:
 
 def decode(vae: AutoencoderKLFlux2, tokens: Tensor) -> Tensor:
     """(B, h, w, channels) -> (B, 3, 16 h, 16 w) in about -1..1."""
-    latents = unpatchify(denormalize(vae, tokens.float()))
+    return of_decoder(vae, unpatchify(denormalize(vae, tokens.float())))
+
+
+def of_decoder(vae: Any, latents: Tensor) -> Tensor:
+    """(B, C, H, W), or a window of them, in the decoder's own scale -> (B, 3, 8 H, 8 W) in about -1..1."""
     dtype = next(vae.decoder.parameters()).dtype
-    return vae.decode(latents.to(dtype, memory_format=torch.channels_last), return_dict=False)[0]
+    pixels: Tensor = vae.decode(latents.to(dtype, memory_format=torch.channels_last), return_dict=False)[0]
+    return pixels
 
 
 def patchify(latents: Tensor) -> Tensor:

@@ -17,17 +17,18 @@ class Options:
 
     `whole`: every cell is computed and known ones are re-noised at each step (the usual inpainting loop); False: masked cells
     only, which is lossy where the checkpoint was not trained so; None: masked cells only where it was. `dilate`: cells added
-    around those that the mask touches. `halo`: cells of the document decoded around the edited ones (None: the whole picture
-    is decoded). `feather`: pixels over which the edit fades in, inside the mask. `keys`: how a document's keys and values are
-    kept: exact, or lossy as int8 or fp8. `refresh`: "F,K", the first F steps are full, then every K-th (refresh.py); those
-    between compute the masked cells alone, with the others, and references that run along, as the last full step left them:
-    lossy; None: every step is full. `context`: the model sees so many of its pixels around the mask's bounds, and nothing of
-    the picture beyond: lossy; None: all of it, as far as it is made for pictures of that size.
+    around those that the mask touches. `halo`: the model's pixels that are decoded around the mask's bounds, beside what is
+    missing to whole latents (None: the whole picture is decoded). `feather`: pixels over which the edit fades in, inside the
+    mask. `keys`: how a document's keys and values are kept: exact, or lossy as int8 or fp8. `refresh`: "F,K", the first F steps
+    are full, then every K-th (refresh.py); those between compute the masked cells alone, with the others, and references that
+    run along, as the last full step left them: lossy; None: every step is full. `context`: the model sees so many of its pixels
+    around the mask's bounds, and nothing of the picture beyond: lossy; None: all of it, as far as it is made for pictures of
+    that size.
     """
 
     whole: bool | None = None
     dilate: int = 0
-    halo: int | None = 1
+    halo: int | None = 8
     feather: int = 4
     keys: str = "exact"
     refresh: str | None = None

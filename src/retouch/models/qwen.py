@@ -121,10 +121,12 @@ class Qwen(Adapter):
         mean, spread = self._statistics()
         return latents.patchify((moments.mode()[:, :, 0].float() - mean) / spread)[0]
 
-    def _pixels(self, tokens: Tensor) -> np.ndarray:
+    def _latents(self, tokens: Tensor) -> Tensor:
         mean, spread = self._statistics()
-        x = (latents.unpatchify(tokens[None].float()) * spread + mean)[:, :, None].to(self.vae.dtype)
-        return latents.pictures_of(self.vae.decoder(self.vae.post_quant_conv(x))[:, :, 0])[0]
+        return (latents.unpatchify(tokens[None].float()) * spread + mean)[:, :, None].to(self.vae.dtype)
+
+    def _pixels(self, of: Tensor) -> np.ndarray:
+        return latents.pictures_of(self.vae.decoder(self.vae.post_quant_conv(of))[:, :, 0])[0]
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of latents, (C, 1, 1) each."""

@@ -128,9 +128,11 @@ class StableDiffusion(Adapter):
         """(1, C, h, w) -> (h, w, C), scaled as the UNet has seen them."""
         return (self.vae.config.scaling_factor * encoded[0].float()).permute(1, 2, 0).contiguous()
 
-    def _pixels(self, tokens: Tensor) -> np.ndarray:
-        x = tokens.permute(2, 0, 1)[None] / self.vae.config.scaling_factor
-        return latents.pictures_of(self.vae.decode(x.to(self.vae.dtype), return_dict=False)[0])[0]
+    def _latents(self, tokens: Tensor) -> Tensor:
+        return tokens.permute(2, 0, 1)[None] / self.vae.config.scaling_factor
+
+    def _pixels(self, of: Tensor) -> np.ndarray:
+        return latents.pictures_of(latents.of_decoder(self.vae, of))[0]
 
     def _read(self, key: str, text: str, document: Document) -> Prompt:
         parts, pooled = [], None

@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound=Adapter)
 STAGES = ("encode_document", "encode_prompt", "start", "step", "finish", "preview", "through")
 """Methods of an adapter that compute."""
 
-ASKS = {"_read": "text", "_encode": "autoencoder", "_pixels": "autoencoder", "_denoise": "denoiser"}
+ASKS = {"_read": "text", "_encode": "autoencoder", "_latents": "autoencoder", "_pixels": "autoencoder", "_denoise": "denoiser"}
 """Method -> the part that it works with from its first line on."""
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retouch.edit import Edit, Edited
-from retouch.models import latents
+from retouch.models import framing, latents
 from retouch.train.cases import REMOVALS, Case, main_hue, surround_mean
 from retouch.train.classifier import Classifier, renders, tile
 from retouch.train.data import Source
@@ -25,7 +25,8 @@ from retouch.train.distill import STEPS, TEACHER_STEPS
 IDENTICAL = 60.0
 """The most dB said of two pictures: a quarter of a level apart. Equal ones would be infinite, and rule every mean."""
 
-HALOS = (0, 1, 2, 3, 4)
+HALOS = (0, 8, 16, 32, 64)
+"""Pixels."""
 MASK_SHARE = 0.11
 RENDERS = 8
 """Clean renders of each concept that the classifier itself is judged on, on average."""
@@ -100,8 +101,8 @@ def crop_figures(model: Any, photos: Sequence[np.ndarray], seed: int) -> list[Fi
     for index, photo in enumerate(photos):
         tokens = encoded(model, photo)
         whole = decoded(model, tokens)
-        region = _region(tokens.shape[:2], np.random.default_rng([seed, 11, index]))
-        rows, columns = (slice(first * model.cell, last * model.cell) for first, last in (region[:2], region[2:]))
+        region = _region(photo.shape[:2], np.random.default_rng([seed, 11, index]))
+        rows, columns = slice(*region[:2]), slice(*region[2:])
         for halo in HALOS:
             crop = decode_crop(model, tokens, region, halo)
             agree[halo].append(psnr(crop, whole[rows, columns]))
@@ -109,31 +110,32 @@ def crop_figures(model: Any, photos: Sequence[np.ndarray], seed: int) -> list[Fi
             lost[halo].append(psnr(crop, photo[rows, columns]) - psnr(whole[rows, columns], photo[rows, columns]))
     figures = []
     for halo in HALOS:
-        name = f"crop decode, halo {halo}"
+        name = f"crop decode, halo {halo} px"
         figures.append(decibels(f"{name}: against the whole decode", agree[halo]))
         figures.append(decibels(f"{name}: gain over it, against the photo", lost[halo]))
         figures.append(Figure(f"{name}: largest difference", worst[halo], None, "levels", len(photos), 0.0))
     return figures
 
 
-def _region(grid: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The cells (top, bottom, left, right), half open, of a box of MASK_SHARE of the picture, dilated by one cell."""
+def _region(size: Sequence[int], rng: np.random.Generator) -> framing.Region:
+    """The pixels of a box of MASK_SHARE of the picture."""
     first, last = [], []
-    for cells in grid:
-        length = min(cells, max(1, round(cells * MASK_SHARE**0.5)))
-        start = int(rng.integers(cells - length + 1))
-        first.append(max(0, start - 1))
-        last.append(min(cells, start + length + 1))
+    for side in size:
+        length = max(1, round(side * MASK_SHARE**0.5))
+        first.append(int(rng.integers(side - length + 1)))
+        last.append(first[-1] + length)
     return first[0], last[0], first[1], last[1]
 
 
-def decode_crop(model: Any, tokens: Tensor, region: tuple[int, int, int, int], halo: int) -> np.ndarray:
-    """The pixels of `region` (cells: top, bottom, left, right) of tokens (h, w, C), decoded with `halo` cells around it."""
-    top, bottom, left, right = region
-    up, before = max(0, top - halo), max(0, left - halo)
-    pixels = decoded(model, tokens[up : bottom + halo, before : right + halo])
-    side = model.cell
-    return pixels[(top - up) * side : (bottom - up) * side, (left - before) * side : (right - before) * side]
+def decode_crop(model: Any, tokens: Tensor, region: framing.Region, halo: int) -> np.ndarray:
+    """The pixels of `region` of tokens (h, w, C), decoded with `halo` pixels around it."""
+    of_all = latents.unpatchify(latents.denormalize(model.vae, tokens[None]))
+    unit = model.cell * tokens.shape[0] // of_all.shape[-2]
+    top, bottom, left, right = framing.window(region, halo, unit, of_all.shape[-2:])
+    with torch.inference_mode():
+        made: np.ndarray = latents.pictures_of(latents.of_decoder(model.vae, of_all[..., top:bottom, left:right]))[0]
+    up, before = top * unit, left * unit
+    return made[region[0] - up : region[1] - up, region[2] - before : region[3] - before]
 
 
 def removal_figures(kind: str, model: Any, asked: Sequence[Case], answers: Sequence[np.ndarray], target: float) -> list[Figure]:
