@@ -9,6 +9,7 @@ Source: Flux2Transformer2DModel in diffusers 0.42, after https://github.com/blac
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,10 @@ class Layout(Protocol):
 
 Rope = Tensor
 """exp(i angle), (..., tokens, 1, head_dim // 2) complex64, over the joined tokens."""
+
+
+REACH = 8192
+"""Coordinates of a token lie between this and its negative: cells of a picture, and tokens of a text, are far fewer."""
 
 
 class Modulation(NamedTuple):
@@ -58,16 +63,25 @@ def modulate_at(model: Flux2Transformer2DModel, sigma: Tensor, guidance: Tensor 
 
 
 def rope_of(model: Any, positions: Tensor) -> Rope:
-    """Rotary angles of (..., tokens, 4) integer coordinates (time, row, column, sequence).
+    """Rotary angles of (..., tokens, 4) integer coordinates (time, row, column, sequence), each less than REACH from 0.
 
     A model with fewer axes (FLUX.1 has no sequence) leaves the last ones out.
     """
-    angles = []
-    for axis, dim in enumerate(model.pos_embed.axes_dim):
-        rates = model.pos_embed.theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
-        angles.append(positions[..., axis, None].double() * rates)
-    angle = torch.cat(angles, -1).unsqueeze(-2)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    tables = _turns(float(model.pos_embed.theta), tuple(model.pos_embed.axes_dim), positions.device)
+    turns = [table[positions[..., axis] + REACH] for axis, table in enumerate(tables)]
+    return torch.cat(turns, -1).unsqueeze(-2)
+
+
+@lru_cache(maxsize=16)
+def _turns(theta: float, dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """For each axis exp(i angle) of the coordinates from -REACH on, (2 REACH, dim // 2) complex64: taken in float64, once, as
+    sines for every token would be a few per cent of a step.
+    """
+    with torch.inference_mode(False):
+        places = torch.arange(-REACH, REACH, device=device, dtype=torch.float64)
+        rates = [theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim) for dim in dims]
+        angles = [places[:, None] * rate for rate in rates]
+        return tuple(torch.polar(torch.ones_like(angle), angle).to(torch.complex64) for angle in angles)
 
 
 def denoise(
