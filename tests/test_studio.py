@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retouch.edit import MAX_STEPS
+
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("the studio's tests want Chromium (CHROMIUM names one that is not on PATH)", allow_module_level=True)
@@ -209,6 +211,13 @@ def test_an_edit_without_a_mouse(studio):
     assert changed[inside].any()
 
 
+def sent(page: sync_api.Page, method: str) -> list[str]:
+    """The paths of the requests from now on."""
+    paths: list[str] = []
+    page.on("request", lambda request: request.method == method and paths.append(request.url.partition("/v1/")[2]))
+    return paths
+
+
 def focus(page: sync_api.Page, element: str) -> None:
     """Reach an element as the keyboard does."""
     for _ in range(60):
@@ -225,14 +234,18 @@ def test_escape_cancels_the_job_and_keeps_prompt_and_mask(studio, base):
     page.fill("#prompt", "a panda")
     studio.choose("n", "4")
     page.click("#advanced summary")
-    page.fill("#steps", "100")
+    assert page.get_attribute("#steps", "max") == str(MAX_STEPS)
+    page.fill("#steps", str(MAX_STEPS))
     page.keyboard.press("Control+Enter")
     sync_api.expect(page.locator("#status")).to_contain_text("Running", timeout=PATIENCE_MS)
+    asked = sent(page, "DELETE")
+    page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     studio.finished(0)
     sync_api.expect(page.locator("#notices")).to_contain_text("Cancelled")
     job = next(job for job in page.request.get(f"{base}/v1/jobs").json()["data"] if job["prompt"] == "a panda")
     assert job["status"] == "cancelled"
+    assert asked == [f"jobs/{job['id']}"]
     assert page.input_value("#prompt") == "a panda"
     sync_api.expect(page.locator("#facts")).to_contain_text("mask 35 %")
 
@@ -255,6 +268,134 @@ def test_a_refusal_is_shown_and_nothing_is_lost(studio):
     page.unroute("**/v1/jobs")
     notice.get_by_role("button", name="Run again").click()
     studio.finished(1)
+
+
+@pytest.fixture
+def small(studio, tmp_path) -> Studio:
+    """A small photo is open, with a mask and a prompt."""
+    Image.new("RGB", (96, 64), (90, 120, 150)).save(tmp_path / "small.png")
+    studio.open(tmp_path / "small.png")
+    studio.box(16, 16, 32, 32)
+    studio.page.fill("#prompt", "a heart")
+    return studio
+
+
+def test_one_run_at_a_time_from_the_press_to_the_last_picture(small):
+    page = small.page
+    posted = sent(page, "POST")
+    page.evaluate(
+        """() => {
+            const { prototype } = HTMLCanvasElement;
+            const { toBlob } = prototype;
+            prototype.toBlob = function (...more) { setTimeout(() => toBlob.apply(this, more), 300); };
+            window.freed = 0;
+            const { close } = ImageBitmap.prototype;
+            ImageBitmap.prototype.close = function () { window.freed++; close.call(this); };
+            window.urls = new Set();
+            const { createObjectURL, revokeObjectURL } = URL;
+            URL.createObjectURL = (blob) => { const url = createObjectURL(blob); window.urls.add(url); return url; };
+            URL.revokeObjectURL = (url) => { window.urls.delete(url); revokeObjectURL(url); };
+        }"""
+    )
+    page.evaluate(SEEN, ".tile.pending.previewed")
+    page.dblclick("#run")
+    small.finished(1)
+    assert posted == ["jobs"]
+    assert page.evaluate("window.freed >= window.seen"), "the preview is closed"
+
+    page.evaluate(
+        """() => {
+            const { createImageBitmap } = window;
+            window.createImageBitmap = async (...more) => {
+                await new Promise((done) => setTimeout(done, 300));
+                return createImageBitmap(...more);
+            };
+            const run = document.getElementById("run");
+            const again = new MutationObserver(() => {
+                if (run.hidden) return;
+                again.disconnect();
+                setTimeout(() => {
+                    window.pressed = document.querySelector(".tile.pending") !== null;
+                    run.click();
+                });
+            });
+            again.observe(run, { attributeFilter: ["hidden"] });
+        }"""
+    )
+    page.click("#run")
+    small.finished(2)
+    assert page.evaluate("window.pressed"), "while the picture was being decoded"
+    assert posted == ["jobs", "jobs"]
+    sync_api.expect(page.locator(".tile")).to_have_count(2)
+    assert page.evaluate("[...window.urls]") == [page.evaluate("document.getElementById('download').href")]
+
+
+def test_without_memory_for_the_mask_nothing_is_sent(small):
+    page = small.page
+    posted = sent(page, "POST")
+    page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (done) => done(null); }")
+    page.click("#run")
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("out of memory for the mask")
+    sync_api.expect(page.locator(".tile")).to_have_count(0)
+    assert posted == []
+    assert page.input_value("#prompt") == "a heart"
+
+
+def test_the_photo_opened_last_stays_and_keeps_its_mask(studio, tmp_path):
+    page = studio.page
+    for name, size in {"slow": (120, 80), "quick": (96, 64)}.items():
+        Image.new("RGB", size, (90, 120, 150)).save(tmp_path / f"{name}.png")
+    posted = sent(page, "POST")
+    page.evaluate(
+        """() => {
+            const { createImageBitmap } = window;
+            const held = new Promise((done) => (window.release = done));
+            window.createImageBitmap = async (blob, ...more) => {
+                if (blob.name === "slow.png") await held;
+                return createImageBitmap(blob, ...more);
+            };
+        }"""
+    )
+    page.set_input_files("#file", tmp_path / "slow.png")
+    studio.open(tmp_path / "quick.png")
+    studio.box(16, 16, 48, 32)
+    facts = page.locator("#facts")
+    sync_api.expect(facts).to_contain_text("mask 25 %")
+    page.evaluate("window.release()")
+    page.wait_for_timeout(200)
+    sync_api.expect(facts).to_contain_text("96 × 64")
+    sync_api.expect(facts).to_contain_text("mask 25 %")
+    assert posted == ["documents"]
+
+
+def test_cancel_works_while_the_photo_or_the_job_is_being_sent(studio, base, tmp_path):
+    page = studio.page
+    held: list[sync_api.Route] = []
+    page.route("**/v1/documents", lambda route: held.append(route))
+    page.route("**/v1/jobs", lambda route: held.append(route))
+    Image.new("RGB", (96, 64), (90, 120, 150)).save(tmp_path / "small.png")
+    studio.open(tmp_path / "small.png")
+    studio.box(16, 16, 32, 32)
+    page.fill("#prompt", "a late heart")
+    told = page.locator("#notices .done")
+
+    def cancelled(asked: int) -> None:
+        page.click("#run")
+        sync_api.expect(page.locator("#status")).to_have_text("Sending…")
+        page.wait_for_timeout(100)
+        assert len(held) == asked
+        page.click("#cancel")
+        sync_api.expect(told).to_contain_text("Cancelled", timeout=2000)
+        studio.finished(0)
+
+    cancelled(1)
+    with page.expect_response("**/v1/documents"):
+        held[0].continue_()
+    cancelled(2)
+    with page.expect_response(lambda answer: answer.request.method == "DELETE") as ended:
+        held[1].continue_()
+    assert ended.value.ok
+    assert ended.value.json()["prompt"] == "a late heart"
 
 
 def test_a_turned_photo_and_a_document_that_the_server_forgot(studio, base, tmp_path):

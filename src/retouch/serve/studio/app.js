@@ -48,8 +48,7 @@ async function open(file) {
   clearNotices();
   status("Uploading…");
   try {
-    await session.open(file, file.name || "pasted");
-    status(HINT);
+    if (await session.open(file, file.name || "pasted")) status(HINT);
   } catch (error) {
     problem("The photo could not be opened", error, { label: "Try again", run: () => reopen(file) });
     status("");
@@ -94,6 +93,7 @@ act("delete", remove);
 act("again", (result) => {
   session.again(result);
   editing.fill(result);
+  if (runner.idle) status("");
 });
 $("empty-scene").addEventListener("click", async () => open(new File([await drawScene()], "scene.png", { type: "image/png" })));
 $("theme").addEventListener("click", toggleTheme);

@@ -7,6 +7,9 @@ import { $ } from "./dom.js";
 export const fileName = (result) =>
   `${result.photo.name}-${slug(result.prompt)}${result.seed === null ? "" : `-${result.seed}`}.png`;
 
+/** @type {Blob|null} what the download link leads to; a URL keeps its blob in memory, so there is one at a time */
+let linked = null;
+
 /** @param {import("./session.js").Session} session */
 export function showDetails(session) {
   const { selected: result } = session;
@@ -20,9 +23,16 @@ export function showDetails(session) {
   ]
     .filter(Boolean)
     .join(" · ");
-  $("download").href = result.url;
+  link(result.blob);
   $("download").download = fileName(result);
   $("account").replaceChildren(...account(result.usage));
+}
+
+function link(blob) {
+  if (blob === linked) return;
+  if (linked) URL.revokeObjectURL($("download").href);
+  $("download").href = URL.createObjectURL(blob);
+  linked = blob;
 }
 
 const slug = (text) =>

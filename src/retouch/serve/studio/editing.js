@@ -10,6 +10,8 @@ const WORDS = { sending: "Sending…", queued: "Waiting for the device…", runn
 
 export class Editing {
   #began = 0;
+  /** From the press of Run until the last picture is in its place: the runner begins later and ends earlier. */
+  #busy = false;
   /** @type {HTMLElement|null} the button that was pressed for what runs */
   #pressed = null;
   #clock = null;
@@ -42,8 +44,8 @@ export class Editing {
   }
 
   async run() {
-    const { session, runner } = this;
-    if (!runner.idle || !this.#ready()) return;
+    const { session } = this;
+    if (this.#busy || !this.#ready()) return;
     clearNotices();
     const edit = {
       photo: session.photo,
@@ -59,8 +61,8 @@ export class Editing {
 
   /** @param {string} filter takes the whole photo, and nothing of the form @param {string} label in the place of a prompt */
   async filter(filter, label) {
-    const { session, runner } = this;
-    if (!runner.idle) return;
+    const { session } = this;
+    if (this.#busy) return;
     if (!session.photo) return void this.#missing("Open a photo first.", $("empty-open"));
     clearNotices();
     const edit = { photo: session.photo, model: filter, n: 1, seed: "" };
@@ -70,34 +72,34 @@ export class Editing {
   async #go(edit, told, again) {
     const { session, runner } = this;
     const { mask } = session;
-    const shared = {
-      photo: edit.photo,
-      ...told,
-      maskBits: mask.pack(),
-      maskBox: edit.model ? null : mask.bounds(),
-      bitmap: null,
-      blob: null,
-      url: null,
-      usage: null,
-      pending: true,
-    };
-    this.#places = Array.from({ length: edit.n }, (_, i) => ({
-      ...shared,
-      seed: edit.seed === "" ? null : Number(edit.seed) + i,
-    }));
-    session.addResults(this.#places);
-    session.show("result", this.#places[0]);
+    this.#busy = true;
     try {
-      const end = await runner.run(edit.model ? edit : { ...edit, mask: await mask.toPNG() });
-      await this.#decoding;
+      const shared = {
+        photo: edit.photo,
+        ...told,
+        maskBits: mask.pack(),
+        maskBox: edit.model ? null : mask.bounds(),
+        bitmap: null,
+        blob: null,
+        usage: null,
+        pending: true,
+      };
+      this.#places = Array.from({ length: edit.n }, (_, i) => ({
+        ...shared,
+        seed: edit.seed === "" ? null : Number(edit.seed) + i,
+      }));
+      session.addResults(this.#places);
+      session.show("result", this.#places[0]);
+      const whole = edit.model ? edit : { ...edit, mask: await mask.toPNG() };
+      const end = await runner.run(whole).finally(() => this.#decoding);
       status(end === "cancelled" ? "Cancelled" : this.#summary());
       if (end === "cancelled") notice("Cancelled. Prompt and mask are as they were.", { kind: "done" });
     } catch (error) {
       problem("The edit did not work", error, error.status === 401 ? null : { label: "Run again", run: again });
       status("");
     } finally {
-      await this.#decoding;
       this.#sweep();
+      this.#busy = false;
     }
   }
 
@@ -141,7 +143,9 @@ export class Editing {
   async #preview({ index, blob }) {
     const result = this.#places[index];
     if (!result?.pending) return;
+    const old = result.bitmap;
     result.bitmap = await decode(blob);
+    old?.close();
     this.gallery.refresh(result);
     if (this.session.selected === result) this.stage.redraw();
   }
@@ -149,9 +153,11 @@ export class Editing {
   async #finish({ index, blob, seed, usage }) {
     const result = this.#places[index];
     if (!result?.pending) return;
+    const preview = result.bitmap;
     const bitmap = await decode(blob);
     if (result.filter) seed = null;
-    Object.assign(result, { bitmap, blob, seed, usage, url: URL.createObjectURL(blob), pending: false });
+    Object.assign(result, { bitmap, blob, seed, usage, pending: false });
+    preview?.close();
     this.gallery.refresh(result);
     if (this.session.selected === result) {
       this.session.show(this.session.showing, result);
@@ -167,6 +173,7 @@ export class Editing {
     const gone = this.#places.filter((result) => result.pending);
     this.session.removeResults(gone);
     if (gone.length === this.#places.length) this.session.show("mask");
+    for (const { bitmap } of gone) bitmap?.close();
     this.#places = [];
   }
 

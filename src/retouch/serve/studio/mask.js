@@ -122,15 +122,17 @@ export class Mask extends EventTarget {
     });
   }
 
-  /** White on black, at the photo's own size. @returns {Promise<Blob>} */
-  toPNG() {
+  /** White on black, at the photo's own size. Rejects where the browser has no memory for it. @returns {Promise<Blob>} */
+  async toPNG() {
     const canvas = Object.assign(document.createElement("canvas"), { width: this.width, height: this.height });
     const context = canvas.getContext("2d", { alpha: false });
     const image = context.createImageData(this.width, this.height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = this.data[i] ? 0xffffffff : 0xff000000;
     context.putImageData(image, 0, 0);
-    return new Promise((done) => canvas.toBlob(done, "image/png"));
+    const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+    if (blob) return blob;
+    throw new Error("The browser ran out of memory for the mask. Close other tabs, or open a smaller photo, and run it again.");
   }
 
   #whole() {

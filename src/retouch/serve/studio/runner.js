@@ -44,8 +44,7 @@ export class Runner extends EventTarget {
     try {
       const job = await this.#submit(edit);
       this.#job = job.id;
-      if (this.#cancelled) await this.cancel();
-      else this.#become("queued");
+      this.#become("queued");
       return await this.#follow(job.id);
     } catch (error) {
       if (this.#cancelled && error.name === "AbortError") return "cancelled";
@@ -57,17 +56,24 @@ export class Runner extends EventTarget {
     }
   }
 
-  /** Ask the server to stop. A job that is not known yet is stopped as soon as its name is. */
+  /** Ask the server to stop, once: asked again, it forgets the job. What is still being sent is over at once. */
   async cancel() {
-    if (this.idle) return;
+    if (this.idle || this.#cancelled) return;
+    const { state } = this;
+    const abort = this.#abort;
     this.#cancelled = true;
     this.#become("cancelling");
-    if (!this.#job) return;
-    const abort = this.#abort;
-    setTimeout(() => abort.abort(), GIVE_UP_MS);
-    await this.api.cancel(this.#job).catch((error) => {
-      if (!(error instanceof ApiError && error.status === 404)) throw error;
-    });
+    if (!this.#job) return void abort.abort();
+    const giveUp = setTimeout(() => abort.abort(), GIVE_UP_MS);
+    try {
+      await this.api.cancel(this.#job);
+    } catch (error) {
+      if (abort.signal.aborted || (error instanceof ApiError && error.status === 404)) return;
+      clearTimeout(giveUp);
+      this.#cancelled = false;
+      this.#become(state);
+      throw error;
+    }
   }
 
   /** When the page goes away, nobody waits for the job any more. */
@@ -77,9 +83,10 @@ export class Runner extends EventTarget {
 
   /** The server forgets documents after a while (and when it restarts): then upload again, once. */
   async #submit(edit) {
+    const { signal } = this.#abort;
     for (let again = false; ; again = true) {
       const fields = {
-        document: await this.session.uploaded(edit.photo),
+        document: await unlessAborted(signal, this.session.uploaded(edit.photo)),
         model: edit.model,
         mask: edit.mask,
         mask_mode: "white",
@@ -92,12 +99,19 @@ export class Runner extends EventTarget {
         use_cache: edit.fresh ? "false" : null,
       };
       try {
-        return await this.api.submit(fields);
+        return await unlessAborted(signal, this.#asked(fields, signal));
       } catch (error) {
         if (again || !(error instanceof ApiError && error.status === 404)) throw error;
         edit.photo.id = null;
       }
     }
+  }
+
+  /** Not aborted, for the server may have made the job already: one that nobody waits for any more is cancelled by its name. */
+  async #asked(fields, signal) {
+    const job = await this.api.submit(fields);
+    if (signal.aborted) this.api.cancel(job.id).catch(() => {});
+    return job;
   }
 
   /** Events until the last one. A broken connection is taken up again: the server replays what has passed. */
@@ -158,6 +172,14 @@ export class Runner extends EventTarget {
     this.state = state;
     this.dispatchEvent(new Event("state"));
   }
+}
+
+/** What is awaited goes on, since others may await it too. Rejects with an AbortError. */
+function unlessAborted(signal, work) {
+  return new Promise((done, fail) => {
+    signal.addEventListener("abort", () => fail(signal.reason));
+    work.then(done, fail);
+  });
 }
 
 const failure = (error) => new ApiError(0, error ?? { message: "The edit failed, and the server did not say why." });

@@ -26,7 +26,6 @@ import { Mask } from "./mask.js";
  * @property {number|null} seed
  * @property {ImageBitmap|null} bitmap the picture, or the newest preview of it
  * @property {Blob|null} blob
- * @property {string|null} url
  * @property {object|null} usage
  * @property {boolean} pending
  */
@@ -38,23 +37,35 @@ export class Session extends EventTarget {
   /** @type {Result|null} */ selected = null;
   showing = "mask";
   #uploads = new WeakMap();
+  #turn = 0;
 
   constructor(api) {
     super();
     this.api = api;
   }
 
-  /** Show a file at once and upload it behind. What the browser cannot decode (TIFF, say) is decoded by the server. */
+  /**
+   * Show a file at once and upload it behind. What the browser cannot decode (TIFF, say) is decoded by the server.
+   * @returns {Promise<boolean>} whether it is still what was opened last: what was overtaken before it could be shown never is
+   */
   async open(blob, name) {
+    const turn = ++this.#turn;
     const bitmap = await decode(blob).catch(() => null);
     const photo = { name: stem(name), blob, bitmap, width: bitmap?.width ?? 0, height: bitmap?.height ?? 0, id: null };
-    if (!bitmap) await this.uploaded(photo);
+    if (!bitmap && turn === this.#turn) await this.uploaded(photo);
+    if (turn !== this.#turn) {
+      photo.bitmap?.close();
+      return false;
+    }
     this.#use(photo);
     await this.uploaded(photo);
+    if (bitmap !== photo.bitmap) bitmap?.close();
+    return turn === this.#turn;
   }
 
   /** A result becomes the photo to work on; the mask starts empty, and undo brings the old one back. */
   async continueFrom(result) {
+    this.#turn++;
     const { bitmap, blob } = result;
     const sameSize = this.mask && this.photo.width === bitmap.width && this.photo.height === bitmap.height;
     const mask = sameSize ? this.mask : null;
@@ -66,6 +77,7 @@ export class Session extends EventTarget {
 
   /** The photo and the mask that a result was made with. */
   again(result) {
+    this.#turn++;
     if (this.photo !== result.photo) this.#use(result.photo);
     this.mask.unpack(result.maskBits);
     this.show("mask");
