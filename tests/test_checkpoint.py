@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 import retouch
 import tiny
+from hubs import Hub
 from retouch.edit import CheckpointMismatch, Edit, InvalidOption, UnknownCheckpoint
-from retouch.models import dtype
+from retouch.models import checkpoint, dtype
 
 SETTINGS = {"steps": 2, "out_layers": list(tiny.LAYERS), "max_sequence_length": 32, "pad_prompts": False, "max_side": 64}
 
@@ -49,6 +51,23 @@ def test_a_hub_name_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UnknownCheckpoint, match="hub"):
         retouch.load("nobody/nothing-at-all")
+
+
+def test_a_hub_name_comes_with_its_own_settings(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(saved, tmp_path / "hub", monkeypatch)
+    found = checkpoint.find("somebody/tiny")
+    assert checkpoint.family_of(found)[1] == checkpoint.family_of(saved)[1]
+    assert hub.asked == ["pipeline", "retouch.json"]
+
+
+@pytest.mark.parametrize("lacking", [EntryNotFoundError, LocalEntryNotFoundError])
+def test_a_hub_name_without_settings_is_taken(
+    lacking: type[Exception], broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local: there is no network, and there was none of it when there was."""
+    (broken / "retouch.json").unlink()
+    Hub(broken, tmp_path / "hub", monkeypatch, lacking)
+    assert checkpoint.family_of(checkpoint.find("somebody/tiny"))[1] == checkpoint.FAMILIES["Flux2KleinKVPipeline"]
 
 
 def test_a_folder_without_index_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from retouch.edit import Edit
@@ -63,3 +64,24 @@ def test_rotary_angles_are_those_of_the_coordinates() -> None:
     rates = [theta ** -(torch.arange(0, dim, 2).double() / dim) for dim in dims]
     angles = torch.cat([positions[:, axis, None] * rate for axis, rate in enumerate(rates)], -1)
     assert torch.allclose(torch.view_as_real(rope[:, 0]), torch.stack([angles.cos(), angles.sin()], -1).float(), atol=1e-7)
+
+
+class OnMeta(TorchDispatchMode):
+    """What was done on that device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.done += [str(func.overloadpacket)] * (made.device.type == "meta")
+        return made
+
+
+def test_rotary_tables_come_to_their_device_whole() -> None:
+    """As copies, which are waited for: threads with streams of their own share them."""
+    with OnMeta() as seen:
+        tables = transformer._turns.__wrapped__(2000.0, (4, 8), torch.device("meta"))
+    assert [tuple(table.shape) for table in tables] == [(2 * transformer.REACH, 2), (2 * transformer.REACH, 4)]
+    assert seen.done == ["aten._to_copy"] * 2

@@ -23,10 +23,11 @@ import test_flux1
 import test_qwen
 import test_sdxl
 import tiny
+from hubs import SMALL, Hub
 from retouch.cli import main
 from retouch.edit import CheckpointMismatch, Edit, InvalidOption, UnknownCheckpoint
 from retouch.engine.build import _fingerprint
-from retouch.models import checkpoint, flux1_keys, mapped
+from retouch.models import checkpoint, flux1_keys, mapped, single_file
 
 Tensors = dict[str, Tensor]
 Weights = Callable[[Any], Tensors]
@@ -48,7 +49,7 @@ def of_flux1(pipeline: Any) -> Tensors:
 
 
 def of_flux1_whole(pipeline: Any) -> Tensors:
-    """As user interfaces bundle it: the model with its autoencoder and text encoders."""
+    """As user interfaces bundle it: the model with its autoencoder and text encoders, and what of CLIP it has no use for."""
     return {
         **{f"model.diffusion_model.{key}": tensor for key, tensor in of_flux1(pipeline).items()},
         **{f"vae.{key}": tensor for key, tensor in original_keys.autoencoder(pipeline.vae.state_dict(), 4).items()},
@@ -58,6 +59,8 @@ def of_flux1_whole(pipeline: Any) -> Tensors:
             for key, tensor in pipeline.text_encoder_2.state_dict().items()
             if key != "encoder.embed_tokens.weight"
         },
+        **dict.fromkeys(("text_encoders.clip_l.logit_scale", "text_encoders.t5xxl.logit_scale"), torch.zeros(())),
+        "text_encoders.clip_l.transformer.text_projection.weight": torch.eye(4),
     }
 
 
@@ -212,6 +215,11 @@ def widen(name: str) -> Callable[[Tensors], Any]:
     return lambda weights: weights.update({name: torch.cat([weights[name], weights[name]])})
 
 
+def scaled(name: str) -> Callable[[Tensors], Any]:
+    """As files of 8 bits have it beside a weight."""
+    return lambda weights: weights.update({f"{name}.{end}": torch.tensor(0.1) for end in single_file.SCALES})
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
@@ -229,6 +237,7 @@ def widen(name: str) -> Callable[[Tensors], Any]:
         ("flux2-original", add("guidance_in.in_layer.weight"), "1 keys have no place.*guidance_embedder"),
         ("flux2-original", add("double_blocks.0.more.weight"), "cannot be read as a Flux2Transformer2DModel.*--base"),
         ("flux2-original", widen("single_blocks.0.linear2.weight"), "1 weights have another shape.*attn.to_out.weight"),
+        ("flux2-original", scaled("double_blocks.0.img_attn.qkv"), "5 keys have no place.*first double_blocks.*input_scale"),
         ("qwen", add("scaled_fp8"), "1 keys have no place.*scaled_fp8"),
         ("sdxl-whole", drop("output_blocks.0.0.in_layers"), r"unet: 4 of \d+ weights are missing, first up_blocks.0.resnets.0"),
         ("sdxl-whole", add("model.diffusion_model.more.weight"), "unet: 1 keys have no place.*first more"),
@@ -326,7 +335,7 @@ def test_of_a_hub_name_only_what_the_file_lacks_is_fetched(
     assert checkpoint.base_of(file, "somebody/flux") == base
     parts = {"transformer", "vae", "text_encoder", "text_encoder_2"}
     assert asked == {"name": "somebody/flux", **dict.fromkeys(parts)}
-    assert set(configs) == {"model_index.json", *(f"{part}/config.json" for part in parts)}
+    assert set(configs) == {"model_index.json", "retouch.json", *(f"{part}/config.json" for part in parts)}
 
 
 def test_the_file_is_part_of_what_tells_models_apart(written: Callable[..., tuple[Path, Path]]) -> None:
@@ -346,3 +355,17 @@ def test_a_file_is_described(written: Callable[..., tuple[Path, Path]], capsys: 
     assert found["weights"].keys() == {file.name, "vae", "text_encoder", "text_encoder_2"}
     assert main(["models", "--model", str(file)]) == 2
     assert "--base" in capsys.readouterr().err
+
+
+def test_a_file_is_described_without_the_weights_of_a_hub_base(
+    written: Callable[..., tuple[Path, Path]], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    file, base = written("flux1-original")
+    hub = Hub(base, tmp_path / "hub", monkeypatch)
+    assert main(["models", "--json", "--model", str(file), "--base", "somebody/flux"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pipeline"] == test_flux1.KONTEXT
+    assert found["run"]["max_side"] == 64
+    assert found["weights"].keys() == {file.name}
+    assert hub.asked == SMALL

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hubs import SMALL, Hub
 from retouch.cli import main
 from retouch.models import checkpoint, table
 from retouch.models.base import Traits
@@ -36,7 +37,7 @@ def test_every_family_has_a_row_of_what_it_has(capsys: pytest.CaptureFixture[str
 def test_the_table_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*FAMILIES, *table.COLUMNS.values()))
+    assert all(name in shown for name in (*FAMILIES, *table.COLUMNS.values(), "crop decode"))
 
 
 def test_a_checkpoint_is_described_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +48,33 @@ def test_a_checkpoint_is_described_without_its_weights(capsys: pytest.CaptureFix
     assert found["weights"]["transformer"]["parameters"] > 4e6
     assert main(["models", "--model", "retouch-mini"]) == 0
     assert "flux2.py" in capsys.readouterr().out
+
+
+def test_a_hub_name_is_described_by_its_small_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(BUNDLED / "retouch-mini", tmp_path / "hub", monkeypatch)
+    found, local = told(capsys, "--model", "somebody/mini"), told(capsys, "--model", "retouch-mini")
+    assert hub.asked == SMALL
+    assert found == {**local, "model": "somebody/mini", "weights": {}}
+
+
+def test_schnell_is_told_from_dev_on_the_hub(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its transformer's config; it has no settings of its own."""
+    (tmp_path / "flux" / "transformer").mkdir(parents=True)
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (tmp_path / "flux" / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "flux" / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": False}))
+    Hub(tmp_path / "flux", tmp_path / "hub", monkeypatch)
+    assert told(capsys, "--model", "somebody/schnell")["run"]["steps"] == 4
+
+
+def test_a_base_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("retouch-mini", str(BUNDLED / "retouch-mini")):
+        assert main(["models", "--model", model, "--base", "retouch-mini"]) == 2
+        assert "--base goes with a single file" in capsys.readouterr().err
 
 
 def test_an_unknown_architecture_is_named_beside_what_is_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import tiny
-from retouch.edit import Edit
+from retouch.edit import Edit, InvalidPrompt
 from retouch.engine.engine import Engine
 from retouch.models import checkpoint, latents
 from retouch.models.flux2 import Flux2
@@ -109,6 +109,16 @@ def test_embedded_guidance_equals_the_stock_pipeline() -> None:
     assert relative(ours, theirs) < TOLERANCE
     other = final_tokens(Engine(model), replace(edit, guidance=6.0))
     assert relative(other, theirs) > 10 * TOLERANCE, "guidance reaches the model"
+
+
+def test_a_prompt_that_dev_would_cut_is_refused() -> None:
+    """The stock pipeline leaves its end out in silence; the system message counts."""
+    settings, edit = {"embeds_guidance": True, "guidance": 4.0}, Edit(tiny.photo(64, 64), PROMPT)
+    count = tiny.model("Flux2Pipeline", settings).count_tokens(PROMPT)
+    fits = Engine(tiny.model("Flux2Pipeline", settings | {"max_sequence_length": count}))
+    assert fits.admit(edit).usage.tokens_text == count
+    with pytest.raises(InvalidPrompt, match=f"has {count} tokens; this model reads {count - 1}"):
+        Engine(tiny.model("Flux2Pipeline", settings | {"max_sequence_length": count - 1})).admit(edit)
 
 
 @pytest.mark.parametrize("name", ["Flux2KleinKVPipeline", "Flux2KleinInpaintPipeline"])

@@ -157,7 +157,7 @@ class Usage:
     `seconds` is device time by stage (document, prompt, step, finish), a shared step split by tokens.
     `tokens_computed` counts image tokens over all steps, `tokens_whole` what the whole picture would have taken, `tokens_text`
     those of the prompt. `kept_bytes` is the most that was kept from step to step for partial steps. `approximate` names what
-    makes the answer differ from the plain model's; empty: nothing does.
+    makes the answer differ from the plain model's; empty: nothing does but the decode of a crop (`Options.halo`), not counted.
     `dollars` is None where no price is known.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -76,9 +78,10 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".gguf")
 """Endings of files of weights that are not read."""
 
 
-def find(name: str, file: Path | None = None) -> Path:
+def find(name: str, file: Path | None = None, weights: bool = True) -> Path:
     """The directory of a checkpoint, or its one file. A hub name (`owner/model`) is downloaded; of parts whose weights are in
-    `file`, the configs alone. Raises UnknownCheckpoint, CheckpointMismatch.
+    `file`, the configs alone, and without `weights` nothing but what `family_of` reads. Raises UnknownCheckpoint,
+    CheckpointMismatch.
     """
     if (BUNDLED / name / "model_index.json").is_file():
         return BUNDLED / name
@@ -98,10 +101,13 @@ def find(name: str, file: Path | None = None) -> Path:
             f"no checkpoint {name!r}: bundled are {bundled}; else give a directory, a file, or owner/model of the hub."
         )
     try:
+        if not weights:
+            return _hub_index(name)
         held = () if file is None else single_file.parts_of(single_file.names_of(file), _hub_parts(name))
         folder = Path(DiffusionPipeline.download(name, **dict.fromkeys(held)))
         for part in held:
             hf_hub_download(name, f"{part}/config.json")
+        _fetch_settings(name)
         return folder
     except Exception as error:  # whatever the hub's client raises, it is one answer here
         reason = " ".join(str(error).split())[:300]
@@ -112,6 +118,21 @@ def find(name: str, file: Path | None = None) -> Path:
 
 def _hub_parts(name: str) -> list[str]:
     return [part for part, value in _json(Path(hf_hub_download(name, "model_index.json"))).items() if isinstance(value, list)]
+
+
+def _hub_index(name: str) -> Path:
+    """The folder with the small files of a hub name that `family_of` reads."""
+    index = Path(hf_hub_download(name, "model_index.json"))
+    if isinstance(_json(index).get("transformer"), list):
+        hf_hub_download(name, "transformer/config.json")
+    _fetch_settings(name)
+    return index.parent
+
+
+def _fetch_settings(name: str) -> None:
+    """retouch.json, which is no part of a pipeline; most have none."""
+    with suppress(EntryNotFoundError):
+        hf_hub_download(name, "retouch.json")
 
 
 def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
@@ -138,8 +159,9 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
     return name, family, index
 
 
-def base_of(path: Path, base: str | None) -> Path:
-    """The directory of what a checkpoint has beside its weights: itself, or for a file that of `base`, found by its name.
+def base_of(path: Path, base: str | None, weights: bool = True) -> Path:
+    """The directory of what a checkpoint has beside its weights: itself, or for a file that of `base`, found by its name, as
+    `find` does.
 
     Raises InvalidOption, UnknownCheckpoint, CheckpointMismatch.
     """
@@ -153,7 +175,7 @@ def base_of(path: Path, base: str | None) -> Path:
             f"{path} is a single file ({single_file.kind_of(names)}), without configs, tokenizers and a schedule: give --base "
             "with the directory of a diffusers pipeline of the same architecture, or its hub name."
         )
-    folder = find(base, path)
+    folder = find(base, path, weights)
     if folder.is_file():
         raise InvalidOption(f"--base {base} is a file; give the directory of a diffusers pipeline, or its hub name.")
     return folder

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import Flux2KleinKVPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.pipeline_flux2_klein_kv import compute_empirical_mu
 from torch import Tensor
 
@@ -95,14 +96,14 @@ class Flux2(Adapter):
     def _embedded(self, text: str) -> Tensor:
         """(T, joint_attention_dim)."""
         layers, longest = list(self.family.out_layers), self.family.max_sequence_length
+        count = self.count_tokens(text)
+        if count > longest:
+            raise InvalidPrompt(f"the prompt has {count:,} tokens; this model reads {longest}. Make it shorter.")
         if self.family.embeds_guidance:
             embedded = Flux2Pipeline._get_mistral_3_small_prompt_embeds(
                 self.text_encoder, self.tokenizer, text, max_sequence_length=longest, hidden_states_layers=layers
             )
             return embedded[0]
-        count = self.count_tokens(text)
-        if count > longest:
-            raise InvalidPrompt(f"the prompt has {count:,} tokens; this model reads {longest}. Make it shorter.")
         embedded = Flux2KleinKVPipeline._get_qwen3_prompt_embeds(
             self.text_encoder, self.tokenizer, text,
             max_sequence_length=longest if self.family.pad_prompts else count, hidden_states_layers=layers,
@@ -110,7 +111,11 @@ class Flux2(Adapter):
         return embedded[0]
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a prompt has, the chat template's included; not for checkpoints that embed guidance."""
+        """How many tokens a prompt has, the chat template's included, and of dev its system message's."""
+        if self.family.embeds_guidance:
+            said = format_input([text])
+            read = self.tokenizer.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
+            return read["input_ids"].shape[1]
         message = [{"role": "user", "content": text}]
         chat = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return len(self.tokenizer(chat)["input_ids"])

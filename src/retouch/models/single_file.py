@@ -60,9 +60,15 @@ READ = (
 LEFT_OUT = (
     "model_ema.", "alphas_cumprod", "betas", "log_one_minus_alphas_cumprod", "sqrt_", "posterior_", "denoiser.sigmas",
     "scale_factor", "cond_stage_model.logit_scale", "cond_stage_model.model.logit_scale",
-    "conditioner.embedders.1.model.logit_scale",
+    "conditioner.embedders.1.model.logit_scale", "text_encoders.clip_l.logit_scale", "text_encoders.t5xxl.logit_scale",
+    "text_encoders.clip_l.transformer.text_projection.weight",
 )  # fmt: skip
-"""Beginnings of keys of which a pipeline needs nothing: averages kept for training, the training's schedule, CLIP's scale."""
+"""Beginnings of keys of which a pipeline needs nothing: averages kept for training, the training's schedule, CLIP's scale
+(bundles of FLUX.1 have one for T5 too), and its projection where a pipeline takes what comes before that.
+"""
+
+SCALES = ("weight_scale", "weight_scale_2", "input_scale", "scale_weight", "scale_input")
+"""Endings of keys of weights in scaled 8 bits or fewer."""
 
 
 def kind_of(names: Iterable[str]) -> str:
@@ -202,8 +208,10 @@ def _moved(stored: Tensors, made: Tensors) -> tuple[Tensors, list[str]]:
 
 
 def _flux2(stored: Tensors, module: Any) -> tuple[Tensors, list[str]]:
-    made: Tensors = single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers(dict(stored))
-    return made, []
+    """The conversion would take scales for weights, and fail at their shape."""
+    scales = [key for key in stored if key.endswith(SCALES)]
+    plain = {key: tensor for key, tensor in stored.items() if key not in scales}
+    return single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers(plain), scales
 
 
 class _Asked(Tensors):

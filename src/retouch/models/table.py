@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import hf_hub_download
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
-from retouch.edit import UnknownCheckpoint
 from retouch.models import checkpoint, single_file
 from retouch.models.checkpoint import FAMILIES, Family
 from retouch.models.families import adapter_of
+from retouch.models.options import Options
 
 COLUMNS = {
     "pipeline": "pipeline", "steps": "steps", "packing": "packing", "masked": "masked cells", "document": "kept of a document",
@@ -29,7 +28,8 @@ COLUMNS = {
 
 LEGEND = (
     "masked cells: computing the mask alone; exact where the checkpoint was trained so, else lossy and off by default.\n"
-    "refresh: partial steps between full ones, lossy and off by default. references: further pictures beside the document."
+    "refresh: partial steps between full ones, lossy and off by default. references: further pictures beside the document.\n"
+    f"crop decode: decoding the mask's bounds and {Options().halo} px around them alone; approximate, and on by default."
 )
 
 
@@ -80,31 +80,19 @@ def show(rows: list[dict[str, Any]]) -> None:
 def described(name: str, base: str | None = None) -> dict[str, Any]:
     """A checkpoint: its row, how it is run, and the weights of its parts by the heads of their files, which are not loaded.
 
-    Of a hub name only the index is fetched; nothing is known then of its weights. Raises UnknownCheckpoint, CheckpointMismatch,
-    InvalidOption.
+    Of a hub name, as model or base, only what says how it is run is fetched; of its weights is known what lies in the hub's
+    cache. Raises UnknownCheckpoint, CheckpointMismatch, InvalidOption.
     """
-    path = _index(name)
-    folder = path if (path / "model_index.json").is_file() else checkpoint.base_of(path, base)
+    path = checkpoint.find(name, weights=False)
+    folder = checkpoint.base_of(path, base, weights=False)
     pipeline, family, index = checkpoint.family_of(folder)
-    parts = [part for part, value in index.items() if isinstance(value, list) and (folder / part).is_dir()]
+    parts = [part for part, value in index.items() if isinstance(value, list)]
     files = {part: sorted((folder / part).glob("*.safetensors")) for part in parts}
     if path != folder:
         held = single_file.parts_of(single_file.names_of(path), parts)
         files = {path.name: [path]} | {part: files[part] for part in parts if part not in held}
     weights = {part: counted for part, found in files.items() if (counted := _weights(found))["parameters"]}
     return {"model": name, "family": family.adapter, **row(pipeline, family), "run": asdict(family), "weights": weights}
-
-
-def _index(name: str) -> Path:
-    """The folder with its model_index.json, or its one file."""
-    local = (checkpoint.BUNDLED / name).is_dir() or Path(name).expanduser().exists()
-    if local or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return checkpoint.find(name)
-    try:
-        return Path(hf_hub_download(name, "model_index.json")).parent
-    except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())[:300]
-        raise UnknownCheckpoint(f"no directory {name!r}, and the hub does not give its model_index.json: {reason}") from error
 
 
 def _weights(files: list[Path]) -> dict[str, Any]:

@@ -75,13 +75,14 @@ def rope_of(model: Any, positions: Tensor) -> Rope:
 @lru_cache(maxsize=16)
 def _turns(theta: float, dims: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
     """For each axis exp(i angle) of the coordinates from -REACH on, (2 REACH, dim // 2) complex64: taken in float64, once, as
-    sines for every token would be a few per cent of a step.
+    sines for every token would be a few per cent of a step. On the CPU, as threads with streams of their own share them, and a
+    copy from there is whole when it returns.
     """
     with torch.inference_mode(False):
-        places = torch.arange(-REACH, REACH, device=device, dtype=torch.float64)
-        rates = [theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim) for dim in dims]
+        places = torch.arange(-REACH, REACH, dtype=torch.float64)
+        rates = [theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim) for dim in dims]
         angles = [places[:, None] * rate for rate in rates]
-        return tuple(torch.polar(torch.ones_like(angle), angle).to(torch.complex64) for angle in angles)
+        return tuple(torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device) for angle in angles)
 
 
 def denoise(
