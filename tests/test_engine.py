@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retouch.cache.memory import Memory
+from retouch.cache.store import Store
 from retouch.edit import DeadlineTooSoon, Edit, InvalidPrompt, QueueFull, Usage
 from retouch.engine.engine import AHEAD, Engine
 from retouch.engine.scheduler import FairShare, Priority, StepClock
@@ -64,7 +66,10 @@ class Model:
 
     def start(self, edit: Edit, frame: Frame, document: Any, prompt: Any, negative: Any) -> Any:
         self._call("encode", edit.seed)
-        return SimpleNamespace(edit=edit, prompt=prompt, cells=[0] * 100, steps=edit.steps or 4, step=0, usage=Usage())
+        return SimpleNamespace(
+            edit=edit, prompt=prompt, cells=[0] * 100, steps=edit.steps or 4, step=0, usage=Usage(), latents=None,
+            width=lambda computed: computed + len(prompt.embedded),
+        )  # fmt: skip
 
     def step(self, jobs: list[Any]) -> None:
         self._call("step", [job.edit.seed for job in jobs])
@@ -647,3 +652,24 @@ def test_closing_answers_everybody(model: Model, beside: int) -> None:
     engine.tick()
     engine.close()
     assert {outcome(one.answer) for one in edits} == {"WorkerLost"}
+
+
+def test_the_device_is_done_with_what_is_kept(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may take it at once, and waits for nothing but its own stream."""
+    under_way: list[str] = []
+    when_kept: list[list[str]] = []
+
+    def begun(stage: str) -> Callable[..., Any]:
+        encode = getattr(model, stage)
+        return lambda *given: (under_way.append(stage), encode(*given))[1]
+
+    def kept(value: Any) -> Any:
+        when_kept.append(list(under_way))
+        return value
+
+    for stage in ("encode_document", "encode_prompt"):
+        monkeypatch.setattr(model, stage, begun(stage))
+    monkeypatch.setattr(model, "synchronize", under_way.clear)
+    documents, prompts = (Store(Memory[Any]("device", 1000, kept)) for _ in range(2))
+    Engine(model, documents=documents, prompts=prompts).admit(edit(0))
+    assert when_kept == [[], []]

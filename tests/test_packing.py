@@ -17,6 +17,7 @@ from retouch.kernels.attention import Span, attend, attend_reference
 from retouch.models.flux2 import Flux2
 from retouch.models.latents import cells_of
 from retouch.models.options import Options
+from retouch.models.packing import Packed
 
 KV, KLEIN = "Flux2KleinKVPipeline", "Flux2KleinPipeline"
 PACK_TOLERANCE = 1e-4
@@ -63,6 +64,33 @@ def test_guided_jobs_pack_with_each_other() -> None:
     alone, packed = latents_of(model, ragged()[:3], False), latents_of(model, ragged()[:3], True)
     for a, b in zip(alone, packed, strict=True):
         assert float((a - b).norm() / a.norm()) < PACK_TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "guidance"), [(KV, None), (KLEIN, None), (KLEIN, 4.0)])
+def test_a_steps_time_is_shared_by_all_the_tokens_in_it(name: str, guidance: float | None) -> None:
+    """References that run along, and the second pass of guidance, are tokens too."""
+    more = {} if guidance is None else {"is_distilled": False}
+    model = tiny.model(name, family={"guidance": guidance}, **more)
+    engine = Engine(model)
+    jobs = [engine.admit(edit) for edit in ragged()[:3]]
+    packed = [Packed(model._segments(job)) for job in jobs]
+    assert [job.width(len(job.cells)) for job in jobs] == [pack.tokens for pack in packed]
+    engine.step(jobs)
+    seconds = [job.usage.seconds["step"] for job in jobs]
+    assert np.allclose(np.array(seconds) / sum(seconds), [pack.tokens / sum(p.tokens for p in packed) for pack in packed])
+
+
+def test_a_prompts_key_tells_tenants_apart() -> None:
+    model = tiny.model(KV)
+    frame = model.frame(ragged()[0])
+    assert model.prompt_key("eu|a red car", "acme", frame) != model.prompt_key("a red car", "acme|eu", frame)
+
+
+def test_a_picture_many_times_longer_than_the_model_sees_is_edited() -> None:
+    """Its feather, in its own pixels, would be wider than can be counted."""
+    photo = tiny.photo(32, 2400)
+    (edited,) = Engine(tiny.model(KV, {"max_side": 32}, Options())).edit([Edit(photo, "a red apple", steps=1)])
+    assert edited.image.shape == photo.shape
 
 
 def test_jobs_join_and_leave_at_any_step() -> None:

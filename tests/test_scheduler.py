@@ -154,6 +154,20 @@ def test_who_was_gone_for_a_moment_is_behind_by_that_moment() -> None:
     assert back_after(3)[:7].count("back") == pytest.approx(5, abs=1)
 
 
+def test_a_newcomer_is_not_years_ahead_of_who_was_served_before() -> None:
+    """However much a tenant was served until everybody left: beside who comes first after that it waits for four edits."""
+    policy = FairShare()
+    old, new = ticket(0.0, 10, 4, "old"), ticket(1.0, 10, 4, "new")
+    for now in range(10_000):
+        pick([old], policy, 10, float(now))
+    policy.order([], 10_000.0)
+    for now in range(3):
+        pick([new], policy, 10, 10_001.0 + now)
+    stepped = [pick([old, new], policy, 10, 10_010.0 + now)[0].tenant for now in range(60)]
+    assert stepped[:13] == ["new"] * 13, "four edits of four steps, three of which were done"
+    assert stepped[13:].count("old") == pytest.approx(23, abs=1)
+
+
 def test_a_tenant_is_owed_as_long_as_it_is_clearly_behind() -> None:
     policy = FairShare()
     flood = [ticket(0.0, 10, 4, "flood") for _ in range(5)]
@@ -220,6 +234,20 @@ def test_the_room_beside_an_edit_is_what_its_step_has_to_spare(fixed: float, roo
         clock.observe(tokens, fixed + 1e-5 * tokens)
     assert clock.room(100) == pytest.approx(room, abs=1)
     assert clock.seconds(clock.room(100)) <= 1.25 * clock.seconds(100) + 1e-9
+
+
+def test_where_all_steps_are_alike_there_is_room_for_twice_as_much() -> None:
+    """Else one size alone would be seen for ever, and nothing learned of what packing brings."""
+    clock = StepClock()
+    for _ in range(2000):
+        clock.observe(300, 0.05)
+    assert clock.budget() == 600
+    for _ in range(50):
+        clock.observe(600, 0.08)
+    assert clock.budget(efficiency=0.9) == pytest.approx(1800, rel=0.05)
+    slow = StepClock()
+    slow.observe(3000, 1.0)
+    assert slow.budget(longest=0.5) == 1500
 
 
 def test_the_budget_buys_efficiency_within_the_longest_step() -> None:

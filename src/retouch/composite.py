@@ -6,6 +6,9 @@ import numpy as np
 
 from retouch.boxes import Box, bounds
 
+MAX_FEATHER = 254
+"""Pixels; distances are counted in bytes."""
+
 
 def composite(original: np.ndarray, edited: np.ndarray, mask: np.ndarray, box: Box, feather: int) -> np.ndarray:
     """Put an edited crop into the original: inside the mask only, its border feathered inwards.
@@ -44,7 +47,7 @@ def feather_weights(mask: np.ndarray, feather: int) -> np.ndarray:
     The array's own border is no border of the mask. Where a mask is thin, the divisor is the largest d within `feather`
     + 1 pixels instead, so that the middle of a thin mask has weight 1.
     """
-    assert 0 <= feather < 255, feather
+    assert 0 <= feather <= MAX_FEATHER, feather
     levels = feather + 1
     distance = mask.astype(np.uint8)
     inner = mask

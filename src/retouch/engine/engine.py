@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from retouch.cache.memory import Memory
 from retouch.cache.store import Store
@@ -27,6 +27,8 @@ from retouch.models.base import Document, EditModel, Frame, Job, Prompt
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+V = TypeVar("V")
 
 MEMORY = 2 << 30
 """Bytes of encoded documents that an engine keeps by default; an eighth of it for prompts, as much for finished results."""
@@ -246,13 +248,14 @@ class Engine:
         other = model.negative(edit)
         with self._timed(usage, "document"):
             frame = frame or model.frame(edit)
-            document, hit = self.documents.get(frame.key, lambda: model.encode_document(frame))
+            document, hit = self.documents.get(frame.key, partial(self._made, partial(model.encode_document, frame)))
             hits += ["document"] * hit
         prompts: list[Prompt] = []
         with self._timed(usage, "prompt"):
             for text in [edit.prompt] if other is None else [edit.prompt, other]:
                 key = model.prompt_key(text, edit.tenant, frame)
-                prompt, hit = self.prompts.get(key, partial(model.encode_prompt, key, text, document))
+                make = partial(model.encode_prompt, key, text, document)
+                prompt, hit = self.prompts.get(key, partial(self._made, make))
                 prompts.append(prompt)
                 hits += ["prompt"] * hit
         with self._timed(usage, "start"):
@@ -264,15 +267,23 @@ class Engine:
         job.usage.approximate = model.approximate
         return job
 
+    def _made(self, make: Callable[[], V]) -> V:
+        """Once the device is done with it: another thread may take it out of its store, and waits for its own work alone."""
+        value = make()
+        self.model.synchronize()
+        return value
+
     def step(self, jobs: Sequence[Job]) -> None:
         """One packed step, its time shared out by the tokens each job has in it."""
         before = [job.usage.tokens_computed for job in jobs]
+        held = [job.latents for job in jobs]  # made on another stream, whose memory must not go back while this one reads it
         started = time.perf_counter()
         self.model.step(jobs)
         self.model.synchronize()
         seconds = time.perf_counter() - started
+        del held
         computed = [job.usage.tokens_computed - count for job, count in zip(jobs, before, strict=True)]
-        tokens = [count + len(job.prompt.embedded) for count, job in zip(computed, jobs, strict=True)]
+        tokens = [job.width(count) for count, job in zip(computed, jobs, strict=True)]
         for job, count in zip(jobs, tokens, strict=True):
             job.usage.add("step", seconds * count / sum(tokens))
 

@@ -179,6 +179,7 @@ class _Loop:
         if not answer.cancelled():
             error = answer.exception()
             if error is not None:
+                _end_if_broken(error)
                 self.outbox.put(("answer", number, _sendable(error)))
             else:
                 edited = answer.result()
@@ -196,6 +197,15 @@ class _Loop:
             for name in ("waiting", "running"):
                 stats["queue"][name] += queue[name]
         return stats
+
+
+def _end_if_broken(error: BaseException) -> None:
+    """After a kernel that failed, CUDA fails whatever the process asks for from then on: another one begins its edits again."""
+    import torch
+
+    if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+        log.critical("the device is lost to this process, which ends", exc_info=error)
+        os._exit(1)
 
 
 def _sendable(error: BaseException) -> BaseException:

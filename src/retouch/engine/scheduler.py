@@ -118,9 +118,10 @@ class FairShare(Policy):
     def _greet(self, tickets: Sequence[Ticket]) -> None:
         present = frozenset(ticket.tenant for ticket in tickets)
         stayed = [self.served[tenant] for tenant in present & self.present]
+        base = min(stayed, default=max(self.served.values(), default=0.0))  # a newcomer's 0 would be years behind
         for tenant in present - self.present:
             work = sum(ticket.steps * self._cost(ticket) for ticket in tickets) / len(tickets)
-            self.served[tenant] = max(self.served.get(tenant, 0.0), min(stayed, default=0.0) - self.credit * work)
+            self.served[tenant] = max(self.served.get(tenant, 0.0), base - self.credit * work)
         self.present = present
 
     def _cost(self, ticket: Ticket) -> float:
@@ -174,14 +175,20 @@ class StepClock:
         ]
 
     @property
+    def _fits(self) -> bool:
+        """Whether there are two sizes."""
+        n, x, xx = self._sums[:3]
+        return n * xx - x * x >= 1e-6 * n * xx > 0
+
+    @property
     def line(self) -> tuple[float, float]:
         """(fixed, each): seconds of any step, and seconds of each token in it; never negative."""
         n, x, xx, y, xy = self._sums
         if not x:
             return 0.0, 0.0
-        spread = n * xx - x * x
-        if spread < 1e-6 * n * xx:
+        if not self._fits:
             return 0.0, y / x
+        spread = n * xx - x * x
         each = max(0.0, (n * xy - x * y) / spread)
         fixed = (y - each * x) / n
         return (fixed, each) if fixed > 0 else (0.0, xy / xx)
@@ -196,11 +203,15 @@ class StepClock:
         return int(longer * tokens + (longer - 1) * fixed / each) if each else tokens
 
     def budget(self, efficiency: float = 0.9, longest: float = 0.5, least: int = 256, most: int = 65_536) -> int:
-        """Tokens a step at which its fixed cost is down to 1 - `efficiency` of it, but no step above `longest` seconds."""
+        """Tokens a step at which its fixed cost is down to 1 - `efficiency` of it, but no step above `longest` seconds.
+
+        Where steps of one size alone were seen there is room for twice as much, so that another size is tried.
+        """
         fixed, each = self.line
         if not each:
             return least
-        wanted = efficiency / (1 - efficiency) * fixed / each
+        n, x = self._sums[:2]
+        wanted = efficiency / (1 - efficiency) * fixed / each if self._fits else 2 * x / n
         return int(min(max(wanted, least), max((longest - fixed) / each, least), most))
 
 

@@ -104,9 +104,13 @@ class Adapter(ABC):
         """Of `_latents`, or of a window of these, (height, width, 3) uint8."""
 
     @torch.inference_mode()
-    def through(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8, sides multiples of the cell: what the autoencoder makes of a picture."""
-        return self._pixels(self._latents(self._encode(pixels)))
+    def warm(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Decode nothing in each of these sizes, rows and columns of latents, as far as the largest picture has them."""
+        side = max(self.cell, self.family.max_side // self.cell * self.cell)
+        of_all = self._latents(self._encode(np.zeros((side, side, 3), np.uint8)))
+        most = of_all.shape[-2:]
+        for rows, columns in dict.fromkeys((min(rows, most[0]), min(columns, most[1])) for rows, columns in sizes):
+            self._pixels(of_all[..., :rows, :columns])
 
     @abstractmethod
     def _read(self, key: str, text: str, document: Document) -> Prompt:
@@ -181,7 +185,7 @@ class Adapter(ABC):
         return frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell
 
     def prompt_key(self, text: str, tenant: str, frame: Frame) -> str:
-        return hashlib.blake2b(self._fingerprint + f"|{tenant}|{text}".encode(), digest_size=20).hexdigest()
+        return hashlib.blake2b(self._fingerprint + repr((tenant, text)).encode(), digest_size=20).hexdigest()
 
     def negative(self, edit: Edit) -> str | None:
         if self.family.guidance is None and edit.guidance is not None:

@@ -136,6 +136,14 @@ class Job:
     def sigma(self) -> float:
         return self.sigmas[self.step]
 
+    def width(self, computed: int) -> int:
+        """Tokens of a step that computed so many cells: with those of the prompt, with references where they ran along, and all
+        of it twice where the edit is guided by a second pass.
+        """
+        along = len(self.document.reference) if computed == len(self.cells) else 0
+        prompts = [prompt for prompt in (self.prompt, self.negative) if prompt is not None]
+        return sum(computed + along + len(prompt.embedded) for prompt in prompts)
+
     @property
     def kept_bytes(self) -> int:
         return sum(t.nbytes for pair in list(self.kept.values()) for t in pair)
@@ -159,7 +167,7 @@ class Traits:
 class EditModel(Protocol):
     """A family adapter. It keeps no state of any edit; the keys say which Documents and Prompts may be shared.
 
-    `approximate` names what makes its answers differ from the plain model's.
+    `approximate` names what makes its answers differ from the plain model's; the decode of a crop is not counted.
     """
 
     @property

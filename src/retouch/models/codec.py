@@ -63,5 +63,9 @@ def _dump(key: str, tensors: dict[str, Tensor]) -> bytes:
 
 
 def _load(data: bytes, device: torch.device) -> tuple[str, dict[str, Tensor]]:
+    """Raises MemoryError where the device has no room, which is not the data's fault."""
     start = 4 + int.from_bytes(data[:4], "little")
-    return json.loads(data[4:start]), {name: tensor.to(device) for name, tensor in load(data[start:]).items()}
+    try:
+        return json.loads(data[4:start]), {name: tensor.to(device) for name, tensor in load(data[start:]).items()}
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from retouch.boxes import Box, around, bounds, working_crop
-from retouch.composite import composite
+from retouch.composite import MAX_FEATHER, composite
 from retouch.edit import Edit
 from retouch.models import latents
 from retouch.models.base import Frame
@@ -91,4 +91,4 @@ def put_back(edit: Edit, frame: Frame, made: np.ndarray, top: int, left: int, fe
     x, y = box[0] + left, box[1] + top
     where = (x, y, x + made.shape[1], y + made.shape[0])
     mask = np.ones(edit.image.shape[:2], bool) if edit.mask is None else edit.mask
-    return composite(edit.image, made, mask, where, round(feather / frame.scale))
+    return composite(edit.image, made, mask, where, min(MAX_FEATHER, round(feather / frame.scale)))

@@ -11,7 +11,6 @@ import time
 from copy import copy
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from retouch.models.adapter import Adapter
@@ -19,8 +18,16 @@ from retouch.passes.fold import shallow
 
 log = logging.getLogger(__name__)
 
-WARM = ((6, 7), (9, 8), (16, 16))
-"""Rows and columns of cells that are decoded before the first edit: from the second shape on, code for any shape is made."""
+WARM = tuple(
+    (rows << at, columns << at) for at in range(6) for rows, columns in ((2, 3), (2, 4), (2, 5), (3, 4), (3, 5), (3, 6))
+)
+"""Rows and columns of latents that are decoded before the first edit. Code is made for any shape, but several times: torch runs
+convolutions of up to 20,480 numbers by another kernel, which each layer comes to at an area of its own. These areas are a third
+apart.
+"""
+
+FORMS = 64
+"""How often code may be made of one decoder; torch's own limit is 8, after which it would silently run without."""
 
 Model = TypeVar("Model", bound=Adapter)
 
@@ -31,7 +38,7 @@ def compiled(model: Model) -> Model:
     made.vae = shallow(model.vae)
     made.vae.decoder = torch.compile(model.vae.decoder, dynamic=True)
     started = time.perf_counter()
-    for rows, columns in WARM:
-        made.through(np.zeros((rows * made.cell, columns * made.cell, 3), np.uint8))
+    with torch._dynamo.config.patch(recompile_limit=FORMS):
+        made.warm(WARM)
     log.info("the decoder is compiled, in %.0f s", time.perf_counter() - started)
     return made
