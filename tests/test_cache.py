@@ -116,6 +116,28 @@ def test_a_value_larger_than_the_budget_is_answered_and_not_kept() -> None:
     assert "small" in store
 
 
+def test_what_was_just_brought_stays_whatever_it_is_worth(tmp_path: Path) -> None:
+    for store in (Store(memory(40)), Store(disk(tmp_path, budget=150)), Store(memory(40), memory(40, "host"))):
+        for key in ("aa", "bb"):
+            store.put(key, blob(key, 10), 100.0)
+        store.put("cheap", blob("cheap", 40), 0.001)
+        assert store.used("cheap")
+        assert store.find("cheap") == blob("cheap", 40)
+        check(store)
+
+
+def test_what_comes_back_to_a_tier_stays_there_and_what_sinks_has_to_be_worth_it() -> None:
+    store = Store(memory(20), memory(20, "host"))
+    store.put("low", blob("l"), 0.001)
+    store.put("dear", blob("d"), 100.0)  # low sinks
+    assert store.find("low") == blob("l")  # and comes back, though dear is worth more
+    assert [store._entries[key].tier for key in ("low", "dear")] == [0, 1]
+    store.put("next", blob("n"), 1.0)  # low sinks again, to where dear is
+    assert store.find("dear") == blob("d")
+    assert store.find("low") is None
+    check(store)
+
+
 def test_what_leaves_memory_comes_back_from_the_next_tiers(tmp_path: Path, clock: list[float]) -> None:
     store = Store(memory(20), memory(20, "host"), disk(tmp_path))
     for key in ("aa", "bb", "cc"):

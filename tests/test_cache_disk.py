@@ -192,3 +192,18 @@ def test_a_restart_after_a_crash_sorts_out_what_lies_there(tmp_path: Path, caplo
         later.put(key, blob(key, 100), 1.0)
     later.sink()
     assert [Store(disk(tmp_path)).find(key) for key in "abcd"] == [blob(key, 100) for key in "abcd"]
+
+
+def test_a_file_that_cannot_be_read_this_time_is_a_miss_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(disk(tmp_path))
+    made(store, "a")
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(Path, "read_bytes", refuse)
+        assert store.find("a") is None
+    assert list(tmp_path.glob("*.cache"))
+    assert made(store, "a")
+    assert store.counters.lost == 0

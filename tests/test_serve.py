@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageCms
 
 from retouch import picture
 from retouch.engine.worker import Options, Worker
-from retouch.serve import schema
+from retouch.serve import schema, uploads
 from retouch.serve.settings import Settings
 from serving import Painter, Serving, alpha_mask, area, data_url, decoded, encoded, made, photo, usage_of, white_mask
 
@@ -233,6 +234,49 @@ def test_uploads_are_there_after_a_restart(tmp_path: Any) -> None:
     with Serving(settings, Painter(options)) as server:
         kept = [server.get(f"/v1/documents/{one}").status_code for one in (first, second)]
     assert 200 in kept
+
+
+def test_an_upload_is_there_whatever_it_is_worth() -> None:
+    small, large = (encoded(photo(side, side)) for side in (16, 64))
+    with Serving(Settings(uploads=len(large) + 100)) as server:
+        first, second = (server.post("/v1/documents", files={"file": data}) for data in (small, large))
+        assert (first.status_code, second.status_code) == (201, 201)
+        assert server.get(f"/v1/documents/{second.json()['id']}").status_code == 200
+        assert server.get(f"/v1/documents/{first.json()['id']}").status_code == 404
+
+
+def test_an_upload_that_finds_no_place_is_refused(tmp_path: Path) -> None:
+    """One that the disk has no room for, one that is larger than all of them may be, one that a full disk does not take."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "uploads").write_text("no folder")
+    for folder, disk, status, code in (
+        (tmp_path, len(IMAGE) - 1, 400, "invalid_image"), (tmp_path, len(IMAGE) + 1, 507, "not_kept"),
+        (tmp_path / "full", 1 << 20, 507, "not_kept"),
+    ):  # fmt: skip
+        with Serving(worker=Painter(Options(cache=folder, disk=disk))) as server:
+            answer = server.post("/v1/documents", files={"file": IMAGE})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+            assert not len(server.service.decoded)
+
+
+def test_a_documents_size_is_told_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    with Serving(worker=Painter(Options(cache=tmp_path))) as server:
+        document = server.post("/v1/documents", files={"file": encoded(photo(64, 48), exif=exif)}).json()
+    with Serving(worker=Painter(Options(cache=tmp_path))) as server:
+        monkeypatch.setattr(picture, "read", lambda *_: pytest.fail("its pixels are unfolded"))
+        assert server.get(f"/v1/documents/{document['id']}").json() == document
+        assert (document["width"], document["height"]) == (48, 64)
+        assert server.client.delete(f"/v1/documents/{document['id']}").status_code == 200
+
+
+def test_uploads_of_an_older_version_are_read() -> None:
+    old = (3).to_bytes(4, "little") + (99).to_bytes(8, "little") + b"ann" + IMAGE
+    upload = uploads.load(old)
+    assert (upload.data, upload.tenant, upload.created, upload.size) == (IMAGE, "ann", 99, (64, 48))
+    again = uploads.load(uploads.dump(upload))
+    assert (again.data, again.tenant, again.created, again.size) == (IMAGE, "ann", 99, (64, 48))
 
 
 # Models, health, books

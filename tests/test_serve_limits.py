@@ -247,6 +247,40 @@ def test_edits_of_one_document_share_its_pixels() -> None:
         assert server.service.pixels.used == 0
 
 
+def test_a_documents_content_waits_for_room() -> None:
+    other = encoded(photo(seed=1))
+    with Serving(Settings(pixels=PIXELS), Painter(hold=True)) as server:
+        document = server.post("/v1/documents", files={"file": IMAGE}).json()["id"]
+        assert server.edit(other, path=JOBS).status_code == 202
+        refused(server.get(f"/v1/documents/{document}/content"), 429, "queue_full", None, "pixels of pictures")
+        assert server.get(f"/v1/documents/{document}").status_code == 200
+        server.worker.release()
+        server.idle()
+        assert server.get(f"/v1/documents/{document}/content").status_code == 200
+        assert server.service.pixels.used == 0
+
+
+def test_a_document_in_flight_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though no decoding is kept: as the picture that is edited, and as one that is looked at."""
+    with Serving(worker=Painter(hold=True)) as server:
+        monkeypatch.setattr(server.service.decoded.tiers[0], "budget", 1)
+        one, two = (server.post("/v1/documents", files={"file": encoded(photo(seed=i))}).json()["id"] for i in range(2))
+        named = {"prompt": "x", "images": [{"file_id": one}, {"file_id": two}]}
+        for _ in range(3):
+            assert server.post(JOBS, json=named).status_code == 202
+        assert server.edit([], HOLE, path=JOBS, document=two).status_code == 202
+        server.worker.wait(lambda: len(server.worker.asked) == 4)
+        edits = [one.edit for one in server.worker.asked]
+        assert len({id(edit.image.base) for edit in edits[:3]}) == 1
+        assert len({id(edit.references[0]) for edit in edits[:3]}) == 1
+        assert np.shares_memory(edits[3].image, edits[0].references[0])
+        del edits
+        server.worker.release()
+        server.idle()
+        server.worker.asked.clear()
+        until(lambda: gc.collect() >= 0 and not server.service.about)
+
+
 def test_a_picture_that_could_never_be_held_is_too_large() -> None:
     with Serving(Settings(pixels=PIXELS - 1)) as server:
         refused(server.edit(IMAGE), 413, "image_too_large", "image", "pixels of pictures")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from retouch.serve import tensors as tensors_module
 from retouch.serve.settings import Settings
 from retouch.serve.tensors import HEADER
 from serving import Serving, area, photo
@@ -106,6 +109,59 @@ def test_inference_by_tritonclient(server: Serving) -> None:
         client.close()
 
 
+def test_pixels_of_answers_are_held_until_they_are_written(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def written(*args: Any) -> Any:
+        held.append(server.service.pixels.used)
+        return write(*args)
+
+    write = tensors_module.written
+    monkeypatch.setattr(tensors_module, "written", written)
+    two = {"name": "n", "datatype": "INT32", "shape": [1], "data": [2]}
+    assert server.post(INFER, json=tensors(two)).status_code == 200
+    assert held == [2 * 64 * 48]
+    server.idle()
+    assert server.service.pixels.used == 0
+
+
+def test_many_numbers_are_answered_as_bytes_only(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retouch.serve.oip.MOST_NUMBERS", 64 * 48 * 3)
+    assert server.post(INFER, json=tensors()).status_code == 200
+    two = {"name": "n", "datatype": "INT32", "shape": [1], "data": [2]}
+    before = len(server.worker.asked)
+    for outputs in ({}, {"outputs": [{"name": "image"}]}):
+        answer = server.post(INFER, json=tensors(two, **outputs))
+        assert answer.status_code == 400
+        assert "18,432 numbers" in answer.json()["error"]
+        assert "binary_data_output" in answer.json()["error"]
+    assert len(server.worker.asked) == before, "it is not edited first"
+    assert server.service.pixels.used == 0
+    for wanted in (
+        {"parameters": {"binary_data_output": True}}, {"outputs": [{"name": "seed"}]},
+        {"outputs": [{"name": "image", "parameters": {"binary_data": True}}]},
+    ):  # fmt: skip
+        assert server.post(INFER, json=tensors(two, **wanted)).status_code == 200
+
+
+def test_large_answers_in_json_are_written_two_at_a_time(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retouch.serve.oip.SMALL", 100)
+    write, most, now = tensors_module.written, [0], [0]
+
+    def written(*args: Any) -> Any:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        now[0] -= 1
+        return write(*args)
+
+    monkeypatch.setattr(tensors_module, "written", written)
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(server.post, INFER, json=tensors()) for _ in range(6)]
+    assert [answer.result().status_code for answer in answers] == [200] * 6
+    assert most == [2]
+
+
 # Refusals
 
 
@@ -141,6 +197,9 @@ BAD_TENSORS: list[Any] = [
     {"inputs": INPUTS, "outputs": 5}, {"inputs": INPUTS, "outputs": [{"name": "picture"}]},
     {"inputs": INPUTS, "outputs": [{"name": []}]}, {"inputs": INPUTS, "outputs": [{"name": "image", "parameters": [1]}]},
     {"inputs": INPUTS, "parameters": 1}, {"inputs": INPUTS, "parameters": {"priority": -1}}, {"inputs": INPUTS, "id": 5},
+    {"inputs": INPUTS, "parameters": {"seed": 5}}, image(parameters={"shared_memory_region": "x"}),
+    {"inputs": INPUTS, "outputs": [{"name": "image", "parameters": {"classification": 3}}]},
+    {"inputs": INPUTS, "outputs": [{"name": "seed"}] * 2},
     {"inputs": INPUTS, "parameters": {"timeout": 1.5}}, {"inputs": [INPUTS[0], {**INPUTS[1], "data": ["\ud800"]}]},
     {"inputs": [INPUTS[0], {**INPUTS[1], "data": [5]}]}, {"inputs": [INPUTS[0], {**INPUTS[1], "data": [" "]}]},
 ]  # fmt: skip
@@ -181,3 +240,11 @@ def test_under_v2_all_refusals_have_the_protocols_shape(server: Serving) -> None
     assert isinstance(raw(server, b"x" * 3_000_001, path=INFER).json()["error"], str)
     compressed = raw(server, "{}", path=INFER, **{"Content-Encoding": "gzip"})
     assert (compressed.status_code, type(compressed.json()["error"])) == (415, str)
+    wrong = server.client.delete(INFER)
+    assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (405, {"error": "Method Not Allowed"}, "POST")
+
+
+def test_parameters_that_are_unknown_are_refused_by_name(server: Serving) -> None:
+    assert "num_steps is not a parameter" in server.post(INFER, json=tensors(parameters={"num_steps": 5})).json()["error"]
+    sequence = {"sequence_id": 5, "sequence_start": True, "sequence_end": True, "priority": 1, "binary_data_output": False}
+    assert server.post(INFER, json=tensors(parameters=sequence)).status_code == 200

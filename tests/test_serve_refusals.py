@@ -356,3 +356,10 @@ def test_other_methods_are_refused(server: Serving) -> None:
         assert answer.headers["allow"] == "POST"
     refused(server.client.put("/v1/jobs", content=b"{}"), 405, "http_error")
     refused(server.client.patch("/v1/models", content=b"{}"), 405, "http_error")
+
+
+def test_no_file_of_the_studio_outlives_an_upgrade(server: Serving) -> None:
+    page = server.get("/studio/index.html")
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-cache")
+    again = server.get("/studio/index.html", headers={"If-None-Match": page.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -16,7 +17,7 @@ import httpx
 import pytest
 
 from retouch import serve
-from retouch.edit import DeadlineTooSoon
+from retouch.edit import DeadlineTooSoon, InvalidOption
 from retouch.serve.settings import Settings
 from serving import PATIENCE, Painter, Serving, alpha_mask, area, encoded, events, form, photo
 
@@ -77,6 +78,33 @@ def test_no_edit_may_take_longer_than_the_server_allows() -> None:
         late = server.edit(IMAGE, HOLE)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_passed")
         server.worker.wait(lambda: len(server.worker.cancelled) == 1)
+
+
+def test_which_limit_it_was_is_said() -> None:
+    with Serving(Settings(request_seconds=SOON), Painter(hold=True)) as server:
+        assert "0.2 s that this server (--request-seconds)" in server.edit(IMAGE, HOLE).json()["error"]["message"]
+        longer = meanwhile(server.edit, IMAGE, HOLE, deadline_ms=60_000)
+        job = server.edit(IMAGE, HOLE, path="/v1/jobs").json()["id"]
+        time.sleep(4 * SOON)
+        assert not longer.done()
+        assert server.get(f"/v1/jobs/{job}").json()["error"] is None
+        server.worker.release()
+        assert longer.result(PATIENCE).status_code == 200
+        with server.client.stream("GET", f"/v1/jobs/{job}/events") as response:
+            assert list(events(response.iter_lines()))[-1]["status"] == "succeeded"
+
+
+def test_a_deadline_that_has_passed_is_said_to_be_the_edits_own(held: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retouch.serve.runs.GRACE", 0.1)
+    assert "its own deadline, in 0.1 s" in held.edit(IMAGE, HOLE, deadline_ms=100).json()["error"]["message"]
+
+
+def test_how_long_a_request_may_take_is_an_option() -> None:
+    args = serve._parser().parse_args(["--request-seconds", "5", "--ledger", "none"])
+    assert serve._settings(args).request_seconds == 5
+    for wrong in ("0", "-1", "nan", "inf"):
+        with pytest.raises(InvalidOption, match="--request-seconds"):
+            serve._settings(serve._parser().parse_args([f"--request-seconds={wrong}"]))
 
 
 # Stopping

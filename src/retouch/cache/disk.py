@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from retouch.cache.tier import Sized
+from retouch.cache.tier import Sized, Unread
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ class Disk(Generic[V]):
             return self._load(payload)
         except FileNotFoundError:
             return None
+        except (OSError, MemoryError) as error:  # of this moment, not of the file
+            log.warning("%s could not be read: %r", path, error)
+            raise Unread from error
         except Exception as error:  # whatever a damaged payload makes the loader say
             log.warning("%s is damaged and will be made anew: %s", path, error)
             self.drop(key)

@@ -2,7 +2,7 @@
 
 Exact: a hit is the value that was made for that key. Of many simultaneous askers one makes it and the others wait for it.
 What leaves is what is cheapest to do without: recompute seconds times uses over bytes, aged so that old fame fades
-(GreedyDual-Size-Frequency, Cherkasova 1998, HPL-98-69R1).
+(GreedyDual-Size-Frequency, Cherkasova 1998, HPL-98-69R1). What was just brought or asked for is kept: others make room.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from retouch.cache.tier import Sized, Tier
+from retouch.cache.tier import Sized, Tier, Unread
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,10 @@ class Store(Generic[V]):
                     return move.value
             if entry is None:
                 return None
-            value = self.tiers[entry.tier].get(key)
+            try:
+                value = self.tiers[entry.tier].get(key)
+            except Unread:
+                return None
             with self._lock:
                 still = self._entries.get(key) is entry
                 if value is None and not still:
@@ -239,8 +242,10 @@ class Store(Generic[V]):
                     tier.drop(key)
                     return None if size > tier.budget else []
                 del self._moves[key]
+                # What sinks has to be worth its place; for what was just brought or asked for, others make room.
+                sunk = self._overflow(index, 0 if move.first else size)
                 self._enter(key, index, size, move.seconds, move.uses)
-                return self._overflow(index)
+                return sunk + self._overflow(index)
 
     def _enter(self, key: str, index: int, size: int, seconds: float, uses: int) -> None:
         self._entries[key] = entry = _Entry(index, size, seconds, uses)
@@ -261,10 +266,10 @@ class Store(Generic[V]):
             self.counters.bytes[self.tiers[entry.tier].name] -= entry.bytes
             self.tiers[entry.tier].drop(key)
 
-    def _overflow(self, index: int) -> list[_Move[V]]:
-        """Takes out of a tier what is worth least, until it is within its budget; returns what the next one may keep."""
+    def _overflow(self, index: int, room: int = 0) -> list[_Move[V]]:
+        """Takes out of a tier what is worth least, until `room` is left of its budget; returns what the next one may keep."""
         tier, level, out = self.tiers[index], self._levels[index], []
-        while self.counters.bytes[tier.name] > tier.budget and level.heap:
+        while self.counters.bytes[tier.name] + room > tier.budget and level.heap:
             worth, _, key = heapq.heappop(level.heap)
             entry = self._entries.get(key)
             if entry is None or entry.tier != index or entry.worth != worth:

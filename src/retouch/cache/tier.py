@@ -15,6 +15,10 @@ class Sized(Protocol):
 V = TypeVar("V", bound=Sized)
 
 
+class Unread(Exception):
+    """A value that lies in a tier could not be read this time."""
+
+
 class Tier(Protocol[V]):
     """One place where values lie. Calls come from many threads, but never two at once for one key."""
 
@@ -25,7 +29,7 @@ class Tier(Protocol[V]):
         """Keep `value`, which took `seconds` to make; returns the bytes it takes here, or None where it could not be kept."""
 
     def get(self, key: str) -> V | None:
-        """The value in the form that the fastest tier holds, or None where it is lost or damaged."""
+        """The value in the form that the fastest tier holds, or None where it is lost or damaged. Raises Unread."""
 
     def drop(self, key: str) -> None:
         """Forget `key`; nothing happens where it is not here."""

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", type=int, default=2048, metavar="MB", help="encoded documents on the device (%(default)s)")
     add("--host-memory", type=int, default=0, metavar="MB", help="and of those in host memory (%(default)s)")
     add("--cache", type=Path, metavar="DIR", help="and on disk; uploads are kept there too, over restarts")
-    add("--disk", type=int, default=8192, metavar="MB", help="how much in it (%(default)s)")
+    add("--disk", type=int, default=8192, metavar="MB", help="documents; uploads as much again, prompts 1/8 (%(default)s)")
     add("--documents", choices=KEYS, default="exact", metavar="FORM", help="kept exact, in int8 or in fp8 (%(default)s)")
     add("--adapters", type=Path, metavar="DIR", help="of LoRA adapters that edits may wear")
     add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th")
@@ -77,9 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--offload", metavar="HOW", help="stages: the model's parts are on the device in turn")
     add("--device-map", metavar="HOW", help="balanced or auto: the transformer over several GPUs")
-    add("--record", type=Path, metavar="FILE", help="a trace of what is asked, with hashes only")
-    add("--record-prompts", action="store_true", help="with prompts")
+    add("--record", type=Path, metavar="FILE", help="a trace of what is asked, hashed or --record-prompts")
+    add("--record-prompts", action="store_true", help=argparse.SUPPRESS)
     add("--record-pictures", type=Path, metavar="IN", help="and pictures, in this folder")
+    add("--request-seconds", type=float, default=600.0, metavar="S", help="that an edit without a deadline has (%(default)s)")
     add("--drain", type=float, default=60.0, metavar="S", help="how long edits may go on after SIGTERM (%(default)s)")
     add("-v", "--verbose", action="store_true")
     return parser
@@ -112,8 +113,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     ledger = str(config.ledger_file()) if args.ledger is None else args.ledger
     ledger = None if ledger == "none" else ledger
     return Settings(
-        options, args.host, args.port, tenants, args.price, table, ledger, drain_seconds=args.drain, bodies=args.bodies * MB,
-        pixels=round(args.pixels * 1e6), record=recording,
+        options, args.host, args.port, tenants, args.price, table, ledger, request_seconds=args.request_seconds,
+        drain_seconds=args.drain, bodies=args.bodies * MB, pixels=round(args.pixels * 1e6), record=recording,
     )  # fmt: skip
 
 

@@ -165,7 +165,8 @@ async def _http(request: Request, error: Exception) -> Response:
         return response_of(NotFound(f"there is nothing at {request.url.path}; see /openapi.json."), request.url.path)
     if error.status_code == 400:
         return await _refused(request, BadRequest(str(error.detail)))
-    body = {"error": {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": "http_error"}}
+    told = {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": "http_error"}
+    body = {"error": told["message"] if request.url.path.startswith("/v2") else told}
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 
@@ -210,6 +211,15 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return JSONResponse(service.stats())
 
 
+class _Fresh(StaticFiles):
+    """Files that are asked for anew each time, so that an upgrade does not mix old modules with new pages."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        response = super().file_response(*args, **more)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 def _add_studio(app: FastAPI) -> None:
     headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
@@ -217,7 +227,7 @@ def _add_studio(app: FastAPI) -> None:
     async def studio() -> Response:
         return FileResponse(STUDIO / "index.html", headers=headers)
 
-    app.mount("/studio", StaticFiles(directory=STUDIO, check_dir=False), name="studio")
+    app.mount("/studio", _Fresh(directory=STUDIO, check_dir=False), name="studio")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

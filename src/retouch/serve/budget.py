@@ -52,6 +52,13 @@ class Claim:
             self.budget._holders[name] += 1
             self._shared[name] = amount
 
+    def part(self, amount: int) -> Claim:
+        """So much of what is held, as a claim of its own, which may be held for longer."""
+        with self.budget._lock:
+            amount = min(amount, self.held)
+            self.held -= amount
+        return Claim(self.budget, amount)
+
     def give_back(self, amount: int) -> None:
         with self.budget._lock:
             amount = min(amount, self.held)

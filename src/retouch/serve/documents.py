@@ -10,12 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from retouch.edit import ImageTooLarge, InvalidImage
-from retouch.picture import Picture
 from retouch.serve import schema
 from retouch.serve.errors import BadRequest, WrongContentType, about
 from retouch.serve.forms import multipart
 from retouch.serve.images import asker
-from retouch.serve.schema import FILE, some
+from retouch.serve.schema import FILE, NOT_KEPT, some
 from retouch.serve.uploads import Upload
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
@@ -25,7 +24,7 @@ FORM = {"type": "object", "properties": {"file": FILE, "purpose": {"type": "stri
 BODY = {
     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {**FORM, "additionalProperties": False}}}}
 }
-TAKES = some(400, 401, 408, 413, 415, 429, 503)
+TAKES = {**some(400, 401, 408, 413, 415, 429, 503), **NOT_KEPT}
 
 
 @router.post("", status_code=201, response_model=schema.DocumentAnswer, openapi_extra=BODY, responses=TAKES)
@@ -45,27 +44,27 @@ async def create(request: Request) -> Response:
             raise about("file", ImageTooLarge(f"the file has {(file.size or 0) / 1e6:.0f} MB; save it smaller."))
         data = await file.read()
     try:
-        key, upload, photo = await service.upload(data, tenant)
+        key, upload = await service.upload(data, tenant)
     except InvalidImage as error:
         raise about("file", error) from error
-    return JSONResponse(_described(key, upload, photo), 201, {"Location": f"/v1/documents/{key}"})
+    return JSONResponse(_described(key, upload), 201, {"Location": f"/v1/documents/{key}"})
 
 
 @router.get("/{document}", response_model=schema.DocumentAnswer, responses=SOME)
 async def read(request: Request, document: str) -> Response:
     """What is known of a document."""
     service, tenant = asker(request)
-    return JSONResponse(_described(document, *await service.find(document, tenant)))
+    return JSONResponse(_described(document, await service.find(document, tenant)))
 
 
 @router.get(
-    "/{document}/content", response_class=Response, responses={200: {"content": {"image/png": {"schema": FILE}}}, **SOME}
-)
+    "/{document}/content", response_class=Response,
+    responses={200: {"content": {"image/png": {"schema": FILE}}}, **some(400, 401, 404, 413, 429)},
+)  # fmt: skip
 async def content(request: Request, document: str) -> Response:
     """The picture, upright, as PNG."""
     service, tenant = asker(request)
-    _, photo = await service.find(document, tenant)
-    data = await run_in_threadpool(photo.rows.file, photo.icc, photo.exif)
+    data = await service.content(document, tenant)
     return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -78,8 +77,8 @@ async def delete(request: Request, document: str) -> Response:
     return JSONResponse({"id": document, "object": "document", "deleted": True})
 
 
-def _described(key: str, upload: Upload, photo: Picture) -> dict[str, Any]:
-    width, height = photo.size
+def _described(key: str, upload: Upload) -> dict[str, Any]:
+    width, height = upload.size
     return {
         "id": key, "object": "document", "width": width, "height": height, "bytes": upload.bytes, "created_at": upload.created,
     }  # fmt: skip

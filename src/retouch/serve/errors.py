@@ -53,6 +53,12 @@ class NotFound(RetouchError):
     status = 404
 
 
+class NotKept(RetouchError):
+    """There is no place for a document here."""
+
+    status = 507
+
+
 class Draining(RetouchError):
     """The server is stopping, or has not begun."""
 

@@ -7,6 +7,7 @@ docs/protocol/extension_parameters.md and extension_schedule_policy.md; tensors.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
@@ -21,7 +22,7 @@ from retouch.serve import schema, tensors
 from retouch.serve.budget import Claim
 from retouch.serve.errors import BadRequest, NotFound, WrongContentType, of_validation
 from retouch.serve.filters import Served, filter_order
-from retouch.serve.forms import EditFields, parsed
+from retouch.serve.forms import SMALL, EditFields, parsed
 from retouch.serve.images import asker, while_connected
 from retouch.serve.orders import Order, order_of
 from retouch.serve.runs import Run
@@ -30,6 +31,9 @@ from retouch.serve.settings import Tenant
 from retouch.serve.tensors import Tensor
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+MOST_NUMBERS = 1 << 22
+"""Of an output image in JSON: 1,024 px a side with alpha. As bytes it may have any number."""
 
 VERSION = "1"
 """Of the one model; a server with other weights is another server."""
@@ -96,12 +100,31 @@ async def infer(request: Request, model: str) -> Response:
     claim = service.pixels.claim()
     try:
         order = await run_in_threadpool(_order, service, tenant, head, inputs, claim, filter)
+        numbers = _numbers(order, filter) if "image" in {*wanted} - binary else 0
+        if numbers > MOST_NUMBERS:
+            raise BadRequest(
+                f"the image has {numbers:,} numbers, more than the {MOST_NUMBERS:,} that are answered as JSON; "
+                "ask for it as bytes: parameters with binary_data_output true, or the output's binary_data.", "outputs"
+            )  # fmt: skip
     except BaseException:
         claim.release()
         raise
-    run = service.begin(order, tenant, raw=True)
-    await while_connected(request, run)
-    return await run_in_threadpool(_response, model, head.get("id"), run, wanted, binary)
+    answers = claim.part(order.pixels)
+    try:
+        run = service.begin(order, tenant, raw=True)
+        key = head.get("id")
+        del order, head, inputs  # of which the run lets go at its end
+        await while_connected(request, run)
+        async with service.parsing if numbers > SMALL else nullcontext():
+            return await run_in_threadpool(_response, model, key, run, wanted, binary)
+    finally:
+        answers.release()
+
+
+def _numbers(order: Order, filter: Served | None) -> int:
+    """Of the output image. What cuts out, answers with alpha whatever it was given."""
+    cut = filter is not None and filter.kind == "mask"
+    return order.pixels * (4 if cut else order.photo.pixels.shape[2])
 
 
 def _readiness(service: Service) -> Response:
@@ -165,10 +188,11 @@ def _schedule(head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _response(model: str, key: Any, run: Run, wanted: list[str], binary: set[str]) -> Response:
-    images = np.stack([image for image in run.images if image is not None])
+    images = [image for image in run.images if image is not None]
+    image = images[0][None] if len(images) == 1 else np.stack(images)
     seeds = np.array([answer["seed"] for answer in run.answers if answer is not None], np.int64)
     usage = json.dumps(run.response()["usage"]).encode()
-    arrays: dict[str, Any] = {"image": images, "seed": seeds, "usage": usage}
+    arrays: dict[str, Any] = {"image": image, "seed": seeds, "usage": usage}
     outputs, blobs = tensors.written(arrays, wanted, binary)
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": outputs}
     if key is not None:

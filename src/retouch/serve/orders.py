@@ -28,6 +28,7 @@ class Order:
 
     `claim` is what it holds of the pixels that may be in flight. `source` is the picture's file, where that is recorded.
     `filter` names the one whose it is in the model's place; what that makes of the picture has `scale` times its sides.
+    `further` pictures are held as long, for others who name the same documents.
     """
 
     fields: Fields
@@ -38,6 +39,13 @@ class Order:
     source: bytes = b""
     filter: str = ""
     scale: int = 1
+    further: tuple[Picture, ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        """Of all answers."""
+        width, height = self.photo.size
+        return len(self.edits) * width * height * self.scale**2
 
     @property
     def size(self) -> str:

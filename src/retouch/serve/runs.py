@@ -94,8 +94,11 @@ class Run:
         error = self.error
         return isinstance(error, QueueFull | DeadlineTooSoon) or (error is not None and status_of(error) < 500)
 
-    def begin(self, submit: Submit, seconds: float, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
-        """Submit all edits. `ended` is called once, whatever happens. `up`: whether there is a worker to hear of deadlines."""
+    def begin(self, submit: Submit, seconds: float | None, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
+        """Submit all edits, which have `seconds` where they have no deadline of their own; None: as long as they take.
+
+        `ended` is called once, whatever happens. `up`: whether there is a worker to hear of deadlines.
+        """
         assert self.order is not None
         self.answers, self.images = [None] * self.n, [None] * self.n
         try:
@@ -168,20 +171,20 @@ class Run:
         """Seconds from its arrival to its end, or to now."""
         return self.seconds if self.ended else time.monotonic() - self.started
 
-    async def _go(self, order: Order, seconds: float, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
+    async def _go(self, order: Order, seconds: float | None, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
         deadline = order.edits[0].deadline
-        limit = seconds if deadline is None else min(seconds, deadline)
+        limit = seconds if deadline is None else deadline
         all_ = asyncio.gather(*(self._one(order, index, future) for index, future in enumerate(self._futures)))
         try:
             if deadline is not None:
-                await asyncio.wait((all_,), timeout=limit)
-                if not all_.done() and limit < seconds and up():
-                    limit = min(seconds, deadline + GRACE)
-            async with asyncio.timeout(self.started + limit - time.monotonic()):
+                await asyncio.wait((all_,), timeout=deadline)
+                if not all_.done() and up():
+                    limit = deadline + GRACE
+            async with asyncio.timeout(None if limit is None else self.started + limit - time.monotonic()):
                 await all_
             self._end("succeeded")
         except TimeoutError:
-            self._fail(DeadlinePassed(f"the edit was not done in {limit:.3g} s; allow more, or come later."))
+            self._fail(DeadlinePassed(_late(seconds, deadline)))
         except asyncio.CancelledError:
             self._end("cancelled")
         except Exception as error:
@@ -261,6 +264,15 @@ class Run:
     def _withdraw(self) -> None:
         for future in self._futures:
             future.cancel()
+
+
+def _late(seconds: float | None, deadline: float | None) -> str:
+    if deadline is not None:
+        return f"the edit was not done by its own deadline, in {deadline:.3g} s; allow more, or come later."
+    return (
+        f"the edit was not done in the {seconds:.3g} s that this server (--request-seconds) gives one that names no deadline; "
+        "give a longer deadline_ms (under /v2, timeout), or ask for it as a job, by /v1/jobs."
+    )
 
 
 def _small(order: Order, image: np.ndarray) -> tuple[str, str]:

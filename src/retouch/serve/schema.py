@@ -197,7 +197,7 @@ class WantedTensor(BaseModel):
 
 
 class InferBody(BaseModel):
-    """A request of the Open Inference Protocol."""
+    """A request of the Open Inference Protocol. Parameters: `priority`, `timeout`, `binary_data_output`, those of sequences."""
 
     id: str | None = None
     inputs: list[SentTensor]
@@ -230,6 +230,8 @@ _TEXTS = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in _TEXTS.items()
 }
+
+NOT_KEPT: dict[int | str, dict[str, Any]] = {507: {"model": ErrorAnswer, "description": "There is no place for the document."}}
 
 
 def some(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -26,7 +27,7 @@ from retouch.picture import Picture
 from retouch.prices import dollars, spent
 from retouch.serve.books import Books
 from retouch.serve.budget import Budget, Claim
-from retouch.serve.errors import BadRequest, Draining, NotFound, about
+from retouch.serve.errors import BadRequest, Draining, NotFound, NotKept, about
 from retouch.serve.filters import Served, filter_order
 from retouch.serve.forms import SEEDS, Ask, EditFields, Fields
 from retouch.serve.metrics import Metrics
@@ -70,6 +71,7 @@ class Service:
             else Disk(cache / "uploads", settings.worker.disk, dump, load)  # at once, as it outlives a crash
         )
         self.decoded: Store[Decoded] = Store(Memory("host", settings.uploads))
+        self.about: WeakValueDictionary[str, Picture] = WeakValueDictionary()  # those in flight, though `decoded` let them go
 
     @property
     def info(self) -> dict[str, Any]:
@@ -88,25 +90,38 @@ class Service:
             raise NotFound(f"the model {name!r} is not served here; this server has {have}.")
         return self.filters[name]
 
-    async def upload(self, data: bytes, tenant: Tenant) -> tuple[str, Upload, Picture]:
-        """Keep a picture under an id that its content gives, once it has been read whole. Raises InvalidImage."""
+    async def upload(self, data: bytes, tenant: Tenant) -> tuple[str, Upload]:
+        """Keep a picture under an id that its content gives, once it has been read whole. Raises InvalidImage, NotKept."""
         claim = self.pixels.claim()
         try:
             photo = await run_in_threadpool(_read, data, tenant, claim)
         finally:
             claim.release()  # what is kept of it has budgets of its own
         key = "doc_" + hashlib.blake2b(tenant.name.encode() + b"\0" + data, digest_size=16).hexdigest()
-        upload = Upload(data, tenant.name, int(time.time()))
-        if upload.bytes > self.settings.uploads:
-            raise InvalidImage(f"the file has {upload.bytes:,} bytes, more than all documents may have here.")
+        upload = Upload(data, tenant.name, int(time.time()), photo.size)
+        if upload.bytes > self.uploads.tiers[0].budget:
+            raise InvalidImage(f"the file has {upload.bytes:,} bytes, more than all documents may have here; save it smaller.")
         await run_in_threadpool(self.uploads.put, key, upload, 1.0)
-        self.decoded.put(key, Decoded(photo, tenant.name), 0.1)
-        return key, upload, photo
+        if not self.uploads.used(key):
+            raise NotKept("there is no place for the document (is the disk of --cache full?); send the picture with each edit.")
+        self.decoded.put(key, Decoded(self.about.setdefault(key, photo), tenant.name), 0.1)
+        return key, upload
 
-    async def find(self, key: str, tenant: Tenant) -> tuple[Upload, Picture]:
+    async def find(self, key: str, tenant: Tenant) -> Upload:
         """An uploaded document. Raises NotFound, for another tenant's too."""
-        upload = await run_in_threadpool(self._upload, key, tenant)
-        return upload, await run_in_threadpool(self._decoded, key, upload)
+        return await run_in_threadpool(self._upload, key, tenant)
+
+    async def content(self, key: str, tenant: Tenant) -> bytes:
+        """An uploaded document's picture, as PNG. Raises NotFound; QueueFull, ImageTooLarge where there is no room for it."""
+        claim = self.pixels.claim()
+        try:
+            return await run_in_threadpool(self._content, key, tenant, claim)
+        finally:
+            claim.release()
+
+    def _content(self, key: str, tenant: Tenant, claim: Claim) -> bytes:
+        photo = self._photo(key, tenant, claim)
+        return photo.rows.file(photo.icc, photo.exif)
 
     def _upload(self, key: str, tenant: Tenant) -> Upload:
         upload = self.uploads.find(key)
@@ -115,7 +130,14 @@ class Service:
         return upload
 
     def _decoded(self, key: str, upload: Upload) -> Picture:
-        return self.decoded.get(key, lambda: Decoded(picture.read(upload.data), upload.tenant))[0].photo
+        """The one that is in flight, where there is: all who name a document hold the same pixels, which are counted once."""
+        return self.decoded.get(key, partial(self._made, key, upload))[0].photo
+
+    def _made(self, key: str, upload: Upload) -> Decoded:
+        photo = self.about.get(key)
+        if photo is None:
+            self.about[key] = photo = picture.read(upload.data)
+        return Decoded(photo, upload.tenant)
 
     def forget(self, key: str) -> None:
         self.decoded.drop(key)
@@ -151,10 +173,11 @@ class Service:
         if filter is not None:
             return filter_order(ask.fields, photos[0], mask, tenant, filter, claim)
         references = tuple(photo.pixels for photo in photos[1:])
-        return order_of(
+        order = order_of(
             ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"], seed_of(ask.fields),
             claim, source=b"" if self.recorder is None else self._source(ask.images[0], tenant),
         )  # fmt: skip
+        return replace(order, further=tuple(photos[1:]))
 
     def _photo(self, image: bytes | str, tenant: Tenant, claim: Claim) -> Picture:
         """Of a document that is decoded already, the file is not looked at."""
@@ -165,7 +188,7 @@ class Service:
             claim.share(image, check_pixels(known.photo.size, tenant))
             return known.photo
         upload = self._upload(image, tenant)
-        claim.share(image, check_pixels(picture.measured(upload.data), tenant))
+        claim.share(image, check_pixels(upload.size, tenant))
         return self._decoded(image, upload)
 
     def _source(self, image: bytes | str, tenant: Tenant) -> bytes:
@@ -190,15 +213,17 @@ class Service:
             claim.release()
             raise
 
-    def begin(self, order: Order, tenant: Tenant, raw: bool = False) -> Run:
-        """Raises QueueFull, TooMuch, Draining, WorkerLost, and BadRequest where it never could."""
+    def begin(self, order: Order, tenant: Tenant, raw: bool = False, job: bool = False) -> Run:
+        """For a `job` nobody waits, so it may take what time it needs. Raises QueueFull, TooMuch, Draining, WorkerLost, and
+        BadRequest where it never could.
+        """
         try:
-            return self._begin(order, tenant, raw)
+            return self._begin(order, tenant, raw, None if job else self.settings.request_seconds)
         except BaseException:
             order.claim.release()
             raise
 
-    def _begin(self, order: Order, tenant: Tenant, raw: bool) -> Run:
+    def _begin(self, order: Order, tenant: Tenant, raw: bool, seconds: float | None) -> Run:
         n = len(order.edits)
         self._check_room(n)
         self.allowance.take(tenant, n, order.photo.size[0] * order.photo.size[1])
@@ -208,7 +233,7 @@ class Service:
         try:
             ended = partial(self._ended, claim=order.claim)
             submit = partial(self.worker.submit, filter=order.filter) if order.filter else self.worker.submit
-            run.begin(submit, self.settings.request_seconds, ended, lambda: self.worker.ready)
+            run.begin(submit, seconds, ended, lambda: self.worker.ready)
         except BaseException:
             self.live.discard(run)
             self.allowance.give_back(tenant, n)

@@ -79,7 +79,8 @@ NOBODY = Tenant("")
 class Settings:
     """Of one server. Sizes in bytes, times in seconds. `price` is dollars an hour of the device, else one of `prices` that fits
     it. `ledger` is the address of the books, None: none are kept. `bodies` and `pixels` are what may be held at once: bytes of
-    bodies that are read, pixels of pictures of edits that are taken on.
+    bodies that are read, pixels of pictures of edits that are taken on. `request_seconds` is what an edit may take
+    that somebody waits for, and that has no deadline of its own.
     """
 
     worker: Options = field(default_factory=Options)
@@ -111,6 +112,8 @@ class Settings:
             raise InvalidOption(f"price is {self.price}; give dollars an hour, 0 or more.")
         if self.bodies < self.body:
             raise InvalidOption(f"--bodies is less than the {self.body // MB} MB that one body may have; give more.")
+        if not 0 < self.request_seconds < 1e9:
+            raise InvalidOption(f"--request-seconds is {self.request_seconds:g}; give more than 0.")
         if self.pixels < 1:
             raise InvalidOption(f"--pixels is {self.pixels / 1e6:g} million; give more.")
 

@@ -27,6 +27,9 @@ INPUTS = {
 }  # fmt: skip
 """Name -> (datatype, shape). image (height, width, 3 or 4) and prompt are needed; a mask may be UINT8 too, 0 = leave alone."""
 
+PARAMETERS = ("priority", "timeout", "binary_data_output", "sequence_id", "sequence_start", "sequence_end")
+"""Of a request. Those of sequences change nothing: no request depends on an earlier one here."""
+
 OF_FILTERS = ("image", "mask", "prompt")
 """Inputs that a filter has; the mask is for those that keep the picture's size, and the prompt is not read."""
 
@@ -68,7 +71,7 @@ def read(body: bytes, text: str | None) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def _tensor(entry: Any, rest: memoryview) -> tuple[str, Tensor, memoryview]:
-    name = _name_of(entry)
+    name = _name_of(entry, "binary_data_size")
     if name not in INPUTS:
         raise BadRequest(f"{name!r} is not an input; inputs are {', '.join(INPUTS)}.")
     kind, shape = entry.get("datatype"), entry.get("shape")
@@ -89,13 +92,20 @@ def _tensor(entry: Any, rest: memoryview) -> tuple[str, Tensor, memoryview]:
         raise BadRequest(f"{name} does not fit its datatype and shape: {error}.", name) from error
 
 
-def _name_of(entry: Any) -> str:
-    """Of an input or an output. Raises BadRequest where it has none, or parameters that are none."""
+def _name_of(entry: Any, known: str) -> str:
+    """Of an input or an output. Raises BadRequest where it has none, or parameters other than the one that is `known`."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise BadRequest("inputs and outputs are lists of objects, each with a name.")
     if not isinstance(entry.get("parameters") or {}, dict):
         raise BadRequest(f"{entry['name']}: parameters is no object.", entry["name"])
+    _check_known(entry.get("parameters") or {}, (known,), f"{entry['name']}: ")
     return str(entry["name"])
+
+
+def _check_known(parameters: dict[str, Any], known: tuple[str, ...], where: str = "") -> None:
+    for name in parameters:
+        if name not in known:
+            raise BadRequest(f"{where}{name} is not a parameter here; leave it out. Known: {', '.join(known)}.", "parameters")
 
 
 def _of_json(kind: str, data: Any) -> np.ndarray:
@@ -137,15 +147,19 @@ def wanted(head: dict[str, Any]) -> tuple[list[str], set[str]]:
     parameters = head.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise BadRequest("parameters is no object.", "parameters")
+    _check_known(parameters, PARAMETERS)
     if not isinstance(head.get("id") or "", str):
         raise BadRequest("id is no text.", "id")
     outputs = head.get("outputs")
     if outputs is None:
         return list(OUTPUTS), set(OUTPUTS) if parameters.get("binary_data_output") is True else set()
-    if not isinstance(outputs, list) or not {_name_of(one) for one in outputs} <= OUTPUTS.keys():
+    names = [_name_of(one, "binary_data") for one in outputs] if isinstance(outputs, list) else [""]
+    if not {*names} <= OUTPUTS.keys():
         raise BadRequest(f"outputs: give a list of objects with a name; outputs are {', '.join(OUTPUTS)}.", "outputs")
+    if len({*names}) < len(names):
+        raise BadRequest("outputs has a name twice; give each once.", "outputs")
     binary = {one["name"] for one in outputs if (one.get("parameters") or {}).get("binary_data") is True}
-    return [one["name"] for one in outputs] or list(OUTPUTS), binary
+    return names or list(OUTPUTS), binary
 
 
 def written(arrays: dict[str, Any], names: list[str], binary: set[str]) -> tuple[list[dict[str, Any]], list[bytes]]:
