@@ -26,11 +26,10 @@ from rich.progress import Progress
 from report import headline, rows_of, table_of
 from retouch import record
 from retouch.edit import InvalidOption, RetouchError
-from retouch.engine import load
 from retouch.models.dtype import choose, matmul_rate
 from retouch.models.flux2 import Flux2
 from retouch.record import Record
-from shapes import SHAPES, build
+from shapes import SHAPES, build, of_checkpoint
 from timing import Clock
 from variants import SHARES, Settings, Variant, variants
 
@@ -119,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             dtype = torch.bfloat16 if shape.needs_cuda and args.dtype == "auto" else choose(args.dtype, device)
             model, side, note = build(name, device, dtype), shape.side, shape.note
         else:
-            served = load(args.model, args.dtype, args.device).model
-            assert isinstance(served, Flux2)
-            model, name, side, note = served, args.model, 512, ""
+            model, name, side, note = of_checkpoint(args.model, args.dtype, args.device), args.model, 512, ""
         rounds = 1 if args.quick else args.rounds
         settings = Settings(side, rounds, args.steps, args.seed, not args.no_compile, tuple(args.shares))
         record.append(args.out, bench(model, settings, name, note, console))

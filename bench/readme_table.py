@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     for one in found:
         print(f"**{one.mix.capitalize()}**: {one.extra['requests']} requests\n")
         print(report.markdown_table(one))
-        print("\n".join(f"- {table.said(claim)}" for claim in one.claims()) + "\n")
+        print("\n".join(f"- {line}" for line in [*map(table.said, one.claims()), *table.drift(one)]) + "\n")
     return 0
 
 

@@ -63,7 +63,10 @@ class Found:
         self.values.setdefault(name, []).append(value)
 
 
-UNITS = {"psnr_full": "dB", "psnr_truth": "dB", "tokens": "share", "step": "s", "speedup": "x", "kept": "B"}
+UNITS = {
+    "psnr_full": "dB", "psnr_truth": "dB", "truth_loss": "dB", "tokens": "share", "step": "s", "speedup": "x", "kept": "B",
+}  # fmt: skip
+"""`truth_loss` is paired: an edit's psnr_truth less that of the same edit with every step full. Below 0 the plan loses."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,11 +127,14 @@ def measured(models: dict[str, Adapter], asked: Sequence[Asked], steps: int, clo
             answers[plan] = run(engine, edit, clock)
         whole, whole_seconds, _ = answers[FULL]
         mask = np.ones(edit.image.shape[:2], bool) if edit.mask is None else edit.mask
+        best = None if one.truth is None else psnr(whole, one.truth, mask)
         for plan, (picture, seconds, usage) in answers.items():
             of = found.setdefault((plan, one.workload), Found())
             of.add("psnr_full", psnr(picture, whole, mask))
-            if one.truth is not None:
-                of.add("psnr_truth", psnr(picture, one.truth, mask))
+            if one.truth is not None and best is not None:
+                near = psnr(picture, one.truth, mask)
+                of.add("psnr_truth", near)
+                of.add("truth_loss", near - best)
             of.add("tokens", usage.tokens_computed / usage.tokens_whole)
             of.add("step", seconds / steps)
             of.add("speedup", whole_seconds / seconds)
@@ -158,13 +164,14 @@ def rows_of(found: dict[tuple[str, str], Found], steps: int, model: str, where: 
 
 
 def table_of(found: dict[tuple[str, str], Found], steps: int) -> Table:
-    heads = ("workload", "plan", "tokens", "dB to full (p10)", "dB to truth", "step ms", "faster")
+    heads = ("workload", "plan", "tokens", "dB to full (p10)", "dB to truth (paired)", "step ms", "faster")
     table = Table(*heads, title=f"{steps} steps", box=None, title_justify="left")
     for workload_ in dict.fromkeys(name for _, name in found):
         for plan, of in ((plan, of) for (plan, name), of in found.items() if name == workload_):
             at = {name: Spread.of(values) for name, values in of.values.items()}
             near = "same" if plan == FULL else f"{at['psnr_full'].median:.1f} ({at['psnr_full'].low:.1f})"
-            truth = f"{at['psnr_truth'].median:.1f}" if "psnr_truth" in at else ""
+            pair = "" if plan == FULL or "truth_loss" not in at else f" ({at['truth_loss'].median:+.1f})"
+            truth = f"{at['psnr_truth'].median:.1f}{pair}" if "psnr_truth" in at else ""
             step, faster = f"{1e3 * at['step'].median:.1f}", f"{at['speedup'].median:.2f} x"
             table.add_row(workload_, plan, f"{at['tokens'].median:.0%}", near, truth, step, faster)
     return table

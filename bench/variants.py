@@ -17,6 +17,7 @@ from retouch.cache.store import Store
 from retouch.edit import Edit
 from retouch.engine import Engine
 from retouch.models.flux2 import Flux2
+from retouch.passes.fold import folded
 from timing import Clock, Sample, Spread
 
 PHOTOS = Path(__file__).parent.parent / "photos"
@@ -129,8 +130,11 @@ def _encode_flops(model: Flux2, edit: Edit, words: int) -> int:
 
 
 def variants(model: Flux2, settings: Settings, clock: Clock) -> list[Variant]:
-    """All rows of the bench. The documents and prompts of the warm engine are encoded here."""
-    edits, warm = Edits(settings), roomy(model)
+    """All rows of the bench: the peers on the modules as they were read, Retouch on what `engine.load` makes of them. The
+    documents and prompts of the warm engine are encoded here.
+    """
+    ours = folded(model)
+    edits, warm = Edits(settings), roomy(ours)
     made = []
     for kind in ("KV", "plain") if model.family.cached else ("plain",):
         for compiled in (False, True) if settings.compiled else (False,):
@@ -142,7 +146,7 @@ def variants(model: Flux2, settings: Settings, clock: Clock) -> list[Variant]:
     for image, text in zip(edits.documents, cycle(PROMPTS)):
         warm.admit(Edit(image, text))
     for share in settings.shares:
-        cold = lambda turn, share=share: serve(roomy(model), edits.of(turn, share, 1), clock, warm=False)  # noqa: E731
+        cold = lambda turn, share=share: serve(roomy(ours), edits.of(turn, share, 1), clock, warm=False)  # noqa: E731
         made.append(Variant("Retouch cold", share, cold))
         for count in settings.batches:
             packed = lambda turn, share=share, count=count: serve(warm, edits.of(turn, share, count), clock, warm=True)  # noqa: E731

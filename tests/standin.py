@@ -12,7 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 parser = argparse.ArgumentParser()
 for name in ("model", "dtype", "threads"):
@@ -23,6 +23,7 @@ parser.add_argument("--wrong", default="")
 parser.add_argument("--after", type=int, default=0)
 parser.add_argument("--usage", action="store_true")
 args = parser.parse_args()
+ImageFile.LOAD_TRUNCATED_IMAGES = args.wrong == "cut off"  # what it made is sent to it again, to be edited further
 lock, asked = threading.Lock(), []
 
 
@@ -60,7 +61,10 @@ class Handler(BaseHTTPRequestHandler):
             pixels = pixels[:-16]
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
-        answer = {"data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}] * n}
+        file = buffer.getvalue()
+        if args.wrong == "cut off":
+            file = file[: len(file) // 2]
+        answer = {"data": [{"b64_json": base64.b64encode(file).decode()}] * n}
         if args.usage:
             told = {"seconds": {"document": 0.2 * n * args.ms / 1e3, "step": 0.7 * n * args.ms / 1e3}, "tokens_computed": n}
             told |= {"tokens_whole": 2 * n, "steps": 4, "cache_hits": [], "approximate": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import ceiling
 import edit_latency
+import refresh
 import report
+import serve_load
 import variants
 from pipelines import Peer
 from retouch import record
+from retouch.edit import Edit, Usage
 from retouch.engine import Engine
+from retouch.measure.load import Answer
 from shapes import build
 from timing import Clock
 
 SETTINGS = variants.Settings(side=128, rounds=1, steps=2, compiled=False, shares=(0.11, 1.0), batches=(1, 8))
 CPU = torch.device("cpu")
+WHERE = record.environment("", "float32", 1)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,48 @@ def test_every_row_has_a_ceiling_and_a_positive_number(model, tmp_path):
     printed = console.file.getvalue()
     assert "denoise vs plain eager" in printed
     assert "packed 8 vs 1" in printed
+
+
+def test_of_ordinary_traffic_the_calm_tenants_answers_alone_count(monkeypatch):
+    asked = []
+
+    def answers(address, edits, rate, seed=0, flood=()):
+        """The calm tenant's in a second, and twice that in a flood; the other's in nine. As they come: not in their order."""
+        asked.append((seed, bool(flood)))
+        seconds = [9.0 if edit.tenant == "flood" else 2.0 if flood else 1.0 + seed for edit in edits]
+        return [Answer(at, 0.0, 0.0, seconds[at], 1, None) for at in reversed(range(len(edits)))]
+
+    monkeypatch.setattr(serve_load, "server", lambda *options: nullcontext("nowhere"))
+    monkeypatch.setattr(serve_load, "one_by_one", lambda address, edits: [])
+    monkeypatch.setattr(serve_load, "closed", lambda address, edits, clients: (answers(address, edits, 1.0), 1.0))
+    monkeypatch.setattr(serve_load, "open_loop", answers)
+    bench = serve_load.Bench(serve_load.Sizes(4, 3, 8, 8, 4), Console(file=io.StringIO()))
+    bench.edits = variants.Edits(SETTINGS)
+    serve_load.flood(bench)
+    found = {name: (spread.median, spread.n) for name, spread, *_ in bench.found}
+    assert found["calm tenant beside ordinary traffic, p95"] == (2.0, 3)  # of 1, 2 and 3 s
+    assert found["calm tenant beside a flood, p95"] == (2.0, 3)
+    assert found["flood over ordinary traffic"] == (1.0, 3)  # of 2 / 1, 2 / 2 and 2 / 3
+    assert asked[1:] == [(turn, last) for turn in range(3) for last in (False, False, True)]
+
+
+def test_what_partial_steps_lose_is_paired(monkeypatch):
+    """Answers lie so many levels off the truth: as many in the median, but not edit by edit."""
+    truth = np.zeros((32, 32, 3), np.uint8)
+    edits = [Edit(truth, str(turn), np.ones((32, 32), bool)) for turn in range(3)]
+    off = {refresh.FULL: (10, 20, 40), "1,2": (20, 40, 10)}
+    monkeypatch.setattr(refresh, "Engine", lambda model: model)
+    monkeypatch.setattr(
+        refresh, "run", lambda plan, edit, clock: (truth + np.uint8(off[plan][int(edit.prompt)]), 1.0, Usage(tokens_whole=1))
+    )
+    found = refresh.measured({plan: plan for plan in off}, [refresh.Asked("w", edit, truth) for edit in edits], 2, None)
+    rows = {(row.extra["plan"], row.name): row for row in refresh.rows_of(found, 2, "m", WHERE)}
+    row, full = rows["1,2", "truth_loss"], rows[refresh.FULL, "truth_loss"]
+    assert rows["1,2", "psnr_truth"].value == rows[refresh.FULL, "psnr_truth"].value
+    assert row.value == pytest.approx(-20 * np.log10(2))  # of -6, -6 and +12 dB
+    assert row.low < row.value + 1e-9 < row.high
+    assert (row.n, row.unit) == (3, "dB")
+    assert (full.value, full.low, full.high) == (0, 0, 0)
 
 
 def test_a_variant_that_fails_is_an_error_row():

@@ -15,7 +15,7 @@ import pytest
 from retouch import cli, record
 from retouch.measure import bench_command, standing, tally
 from retouch.measure.machine import Machine
-from retouch.measure.subjects import LADDER, rungs
+from retouch.measure.subjects import LADDER, Common, rungs
 
 STANDIN = Path(__file__).with_name("standin.py")
 WHERE = record.environment("", "float32", 1)
@@ -90,7 +90,7 @@ def test_a_run_from_the_command_to_the_report(bench, tmp_path, capsys):
     assert len(identical) == len(MS) + 2
     assert all(row.value == 1 for row in identical)
     claim = found.claims()[0]
-    assert claim.times == pytest.approx(peer.value / last.value)
+    assert claim.times == pytest.approx(peer.value / found.ours.settled)
     assert f"{claim.times:.1f} x fewer dollars than the full picture in the best peer, whole (target 10x: " in printed
     assert f"Retouch {ours}" in printed
     assert (tmp_path / "bench.html").exists()
@@ -108,6 +108,7 @@ WRONGS = {
     "size": (["--wrong", "size"], "wrong size"),
     "never": (["--wrong", "never ready"], "it was not ready within 1.5 s (GET /healthz gives 503)"),
     "refuses": (["--wrong", "refuses", "--after", "3"], "requests were not served: "),
+    "cut": (["--wrong", "cut off"], "is damaged or cut off"),
     "nofile": (["nothing.py"], "it ended with exit code "),
 }
 
@@ -196,6 +197,43 @@ def test_a_run_goes_on_with_the_same_settings_only(bench, tmp_path, capsys):
     assert "was with another retouch_clients, price_per_hour" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_with_the_same_cases_only(bench, tmp_path, capsys):
+    file = peers_file(tmp_path, a=[])
+    assert bench("--peers", file, "--only", "a", "--cases", "2", "--seeds", "1", quality=True) == 0
+    assert bench("--peers", file, "--only", "a", "--cases", "3", "--seeds", "2", "--resume", quality=True) == 2
+    assert "was with another cases, seeds; leave" in capsys.readouterr().err
+    assert bench("--peers", file, "--only", "a", "--cases", "2", "--seeds", "1", "--resume", quality=True) == 0
+
+
+@pytest.mark.parametrize("what", ["commit", "processor"])
+def test_a_run_goes_on_on_the_same_code_and_machine_only(what, bench, tmp_path, capsys, monkeypatch):
+    file = peers_file(tmp_path, a=[])
+    assert bench("--peers", file, "--only", "a") == 0
+    real = record.environment
+    monkeypatch.setattr(record, "environment", lambda *some: {**real(*some), what: "another"})
+    assert bench("--peers", file, "--only", "a", "--resume") == 2
+    assert f"was with another {what}; leave" in capsys.readouterr().err
+
+
+def test_where_the_plain_rung_does_not_answer_again_that_is_said(bench, tmp_path, capsys, monkeypatch):
+    common = ["--peers", peers_file(tmp_path, a=[]), "--cases", "2", "--seeds", "1"]
+    assert bench(*common, "--only", "plain", quality=True) == 0
+    whole = ladder(Common("m", "float32", 1, 8))
+    dead = [replace(one, command=(sys.executable, "-c", "raise SystemExit('no device left')")) for one in whole[:1]]
+    monkeypatch.setattr(bench_command, "rungs", lambda common: [*dead, *whole[1:]])
+    capsys.readouterr()
+    assert bench(*common, "--only", f"plain,a,{LAST}", "--resume", quality=True) == 0
+    rows, printed = rows_of(tmp_path), capsys.readouterr().out
+    (row,) = (row for row in rows if row.name == tally.ASKED_AGAIN)
+    assert row.extra["subject"] == "plain"
+    assert "no device left" in row.error
+    assert "ERROR Retouch plain, asked again, so that who came later was not judged: it ended with exit code 1" in printed
+    assert "asked again" in (tmp_path / "bench.html").read_text()
+    (found,) = standing.standings(tally.latest(rows))
+    assert found.line("plain").cost > found.line(LAST).cost  # its figures stay
+    assert found.ours.name == "plain"
+
+
 def test_another_run_stands_for_itself(bench, tmp_path):
     file = peers_file(tmp_path, a=[], b=[])
     assert bench("--peers", file, "--only", "a") == 0
@@ -265,3 +303,16 @@ def test_options_are_refused_before_anything_runs(options, says, bench, capsys, 
     assert bench(*options) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_it_can_be_ended_from_the_background(before):
+    """A shell has what it starts in the background ignore Ctrl-C, which SIGTERM is handled as."""
+    usual = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt), bench_command._terminable():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(5)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, usual)

@@ -16,7 +16,7 @@ from retouch.measure.cases import Case
 from retouch.measure.pictures import Pictures
 from retouch.measure.plan import of_trace
 from retouch.measure.quality import Answers
-from retouch.measure.subjects import AGAIN, RUNG, Common, Subject, chosen, peers, rungs, spread
+from retouch.measure.subjects import AGAIN, RUNG, Common, Subject, chosen, named, peers, rungs, spread
 from retouch.measure.traffic import Knobs
 
 WHERE = record.environment("", "float32", 1)
@@ -46,6 +46,20 @@ def test_the_ladder_leaves_off_what_it_says():
     assert made[-1].name == f"{made[-2].name}, again"
 
 
+def test_a_name_may_have_commas():
+    batch, single = "LitServe static batch, klein-inpaint crop", "LitServe, klein-KV crop"
+    some = [*rungs(Common("m", "float32", 1, 8)), subject(batch, "crop"), subject(single, "crop"), subject("a"), subject("b")]
+    assert named(single, some) == (single,)
+    assert named(f"a, {single.lower()},b", some) == ("a", single.lower(), "b")
+    assert named("LitServe*, klein-KV*,a", some) == ("LitServe*, klein-KV*", "a")
+    assert named("*batch*,*crop", some) == ("*batch*", "*crop")  # each of them fits somebody by itself
+    assert named(" rung ,,plain,", some) == ("rung", "plain")
+    assert named("", some) == ()
+    assert [one.name for one in chosen(some, named(f"{batch},a", some), [])] == [batch, "a"]
+    with pytest.raises(InvalidOption, match="'nobody' fits nobody"):
+        chosen(some, named("a,nobody", some), [])
+
+
 def test_names_choose_who_is_measured():
     some = [*rungs(Common("m", "float32", 1, 8)), subject("Ray Serve", "other")]
     assert [one.name for one in chosen(some, ["ray*"], [])] == ["Ray Serve"]
@@ -67,6 +81,9 @@ def test_names_choose_who_is_measured():
         ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'half'", "kind is 'half'"),
         ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\nconcurrency = 0", "concurrency is 0"),
         ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\nspeed = 3", "unknown field 'speed'"),
+        ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\nsend = ['user']", "send is ['user']; give a list of"),
+        ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\nsend = ['documents']", "priority, seed, use_cache"),
+        ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\nsend = 'seed'", "send is 'seed'"),
         ("[[peer]]\nname = 'a'\ncommand = ['a.py']\nkind = 'full'\n" * 2, "two peers of the name 'a'"),
         ("[[peer", "cannot be read"),
     ],

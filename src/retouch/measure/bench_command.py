@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from retouch.measure.machine import Machine
 from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Plan, of_trace
 from retouch.measure.standing import standings
-from retouch.measure.subjects import PEERS, Common, Subject, chosen, peers, rungs, spread
+from retouch.measure.subjects import PEERS, Common, Subject, chosen, named, peers, rungs, spread
 from retouch.measure.traffic import MIXES, make, option, turned
 from retouch.measure.trial import Course
 from retouch.record import Record, Scalar
@@ -36,8 +36,9 @@ REQUESTS = {"personal": 24, "template": 48}
 """As many as two slow cores serve in a minute or two with the whole picture computed for each."""
 
 LOADS = (0.3, 0.6, 0.8, 0.9)
-SAME = ("trace_hash", "model", "retouch_clients", "price_per_hour", "quality", "warm_up")
-"""What has to be the same where a run goes on."""
+SAME = ("trace_hash", "model", "retouch_clients", "price_per_hour", "quality", "cases", "seeds", "warm_up")
+PLACE = ("processor", "device", "threads", "dtype", "commit")
+"""What has to be the same where a run goes on: of what is asked, and of where and by which code it is answered."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--requests", type=int, metavar="N", help="(24 of personal, 48 of template, all of --trace)")
     add("--clients", type=int, default=8, metavar="K", help="at once at a Retouch; peers say it themselves (%(default)s)")
     add("--peers", type=Path, metavar="FILE", help="TOML of [[peer]] (bench/peers/peers.toml)")
-    add("--only", type=_names, default=(), metavar="NAMES", help="who is measured, with commas between; * for any letters")
-    add("--skip", type=_names, default=(), metavar="NAMES", help="who is not")
+    add("--only", default="", metavar="NAMES", help="who is measured, with commas between; * for any letters")
+    add("--skip", default="", metavar="NAMES", help="who is not")
     add("--model", default="retouch-mini", help="a bundled name, a directory or a hub name (%(default)s)")
     add("--dtype", default="auto", help="float32, bfloat16, or auto, which takes what is faster here (%(default)s)")
     add("--threads", type=int, metavar="N", help="of every subject (the CPUs of this process)")
@@ -91,10 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", type=Path, default=Path("out/bench.html"), metavar="FILE", help="and FILE.md beside it (%(default)s)")
     add("--from", dest="rows", type=Path, metavar="FILE", help="measure nothing: the report of these rows")
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _loads(text: str) -> tuple[float, ...]:
@@ -129,14 +126,15 @@ def _measure(args: argparse.Namespace) -> int:
         "trace_hash": trace.hash_of("".join(trace.lines(asked)).encode()), "knobs": turned(asked.mix, asked.knobs),
         "requests": len(asked.requests), "model": args.model, "vcpus": record.vcpus(),
         "retouch_clients": args.clients, "price_per_hour": price.per_hour, "price_source": price.said, "quality": args.quality,
-        "warm_up": args.warm_up,
+        "cases": args.cases if args.quality else 0, "seeds": args.seeds if args.quality else 0, "warm_up": args.warm_up,
     }  # fmt: skip
-    earlier = _earlier(args, extra, machine) if args.resume else []
+    device = "" if machine.device == "cpu" else machine.name
+    where = record.environment(device, machine.dtype, machine.threads)
+    earlier = _earlier(args, extra, where) if args.resume else []
     if earlier:
         extra["run"] = earlier[0].extra["run"]
-    device = "" if machine.device == "cpu" else machine.name
     contest = Contest(
-        _course(args, of_trace(asked, pictures), machine), args.out, record.environment(device, machine.dtype, machine.threads),
+        _course(args, of_trace(asked, pictures), machine), args.out, where,
         extra, price.per_hour, machine.rate, _jury(args), earlier,
     )  # fmt: skip
     try:
@@ -163,7 +161,8 @@ def _subjects(args: argparse.Namespace, machine: Machine) -> list[Subject]:
     if file is None and PEERS.exists():
         file = PEERS
     others = [] if file is None else peers(file, common)
-    asked = {one.name for one in chosen([*ladder, *others], args.only, args.skip)}
+    everybody = [*ladder, *others]
+    asked = {one.name for one in chosen(everybody, named(args.only, everybody), named(args.skip, everybody))}
     return spread(*([one for one in some if one.name in asked] for some in (ladder, others)))
 
 
@@ -188,13 +187,13 @@ def _jury(args: argparse.Namespace) -> Jury | None:
     return Jury(args.cases, args.seeds)
 
 
-def _earlier(args: argparse.Namespace, extra: dict[str, Scalar], machine: Machine) -> list[Record]:
+def _earlier(args: argparse.Namespace, extra: dict[str, Scalar], where: dict[str, Any]) -> list[Record]:
     """The rows of the run that goes on. Raises InvalidOption where it was another one."""
     rows = tally.latest(record.read(args.out)).get(str(extra["mix"]), []) if args.out.exists() else []
     if not rows:
         raise InvalidOption(f"{args.out} has no run on the mix {extra['mix']} that could go on; leave out --resume.")
     other = [name for name in SAME if rows[0].extra.get(name) != extra[name]]
-    other += [name for name in ("dtype", "threads") if getattr(rows[0], name) != getattr(machine, name)]
+    other += [name for name in PLACE if any(getattr(row, name) != where[name] for row in rows)]
     if other:
         raise InvalidOption(f"the last run in {args.out} was with another {', '.join(other)}; leave out --resume.")
     return rows
@@ -202,13 +201,17 @@ def _earlier(args: argparse.Namespace, extra: dict[str, Scalar], machine: Machin
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: the subjects are ended, and the rows are kept."""
+    """SIGTERM as Ctrl-C: the subjects are ended, and the rows are kept. Also where the shell, as it does for what it runs in the
+    background, had it ignore SIGINT.
+    """
 
     def stop(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

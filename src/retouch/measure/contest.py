@@ -70,7 +70,7 @@ class Contest:
         where = {**self.where, "date": record.now()}
         order = sum(row.name == tally.COST for row in self.rows)
         extra = {**self.extra, "rate_before": before, "rate_after": after, "order": order, "seconds_in_all": seconds}
-        made = [] if done else tally.rows(trial, where, extra, self.per_hour)
+        made = [tally.asked_again(trial, seconds, where, extra)] if done else tally.rows(trial, where, extra, self.per_hour)
         if self.jury is not None and not trial.error:
             bar.said("judging")
             judged = self.jury.rows(trial, where, {**extra, **tally.of_subject(subject)})

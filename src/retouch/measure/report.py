@@ -102,7 +102,9 @@ def _table(standing: Standing) -> str:
     shown = table.columns(standing)
     head = "".join(f"<th scope=col>{escape(column.head)}</th>" for column in shown)
     rows = "".join(_row(standing, line, shown) for line in standing.lines if not line.error)
-    return scrolled(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>")
+    said = [*table.drift(standing), table.unjudged(standing), table.gated(standing) if standing.ours is None else ""]
+    below = "".join(f'<p class="quiet">{escape(note)}</p>' for note in said if note)
+    return scrolled(f"<thead><tr><th scope=col></th>{head}</tr></thead><tbody>{rows}</tbody>") + below
 
 
 def _row(standing: Standing, line: Line, shown: Sequence[table.Column]) -> str:

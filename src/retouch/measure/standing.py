@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from retouch.measure import waterfall
 from retouch.measure.gate import GATED, LOSS, PASS
-from retouch.measure.subjects import AGAIN, KINDS, RUNG
+from retouch.measure.subjects import AGAIN, KINDS, LADDER, RUNG, again_of
 from retouch.measure.tally import COST, SUITE
 from retouch.record import Record, Scalar
 
@@ -18,7 +18,7 @@ TARGETS = {"personal": (10.0, 3.0), "template": (15.0, 4.0)}
 @dataclass(slots=True)
 class Line:
     """A subject's figures by the names of its rows; `quality` by kind of edit ("": all) and "zone metric", `losses` against the
-    plain rung by "zone metric". `cost` None: `error` says why.
+    plain rung by "zone metric". `cost` None: `error` says why. `again` is what a rung cost when it was measured a second time.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Line:
     order: int
     clients: int
     cost: float | None = None
+    again: float | None = None
     error: str = ""
     log: str = ""
     figures: dict[str, Record] = field(default_factory=dict)
@@ -39,6 +40,11 @@ class Line:
     @property
     def label(self) -> str:
         return f"Retouch {self.name}" if self.role in (RUNG, AGAIN) else self.name
+
+    @property
+    def settled(self) -> float | None:
+        """What it counts with: its cost, or the mean of both where it was measured twice; else luck would choose the better."""
+        return self.cost if self.cost is None or self.again is None else (self.cost + self.again) / 2
 
     def value(self, name: str) -> float | None:
         found = self.figures.get(name)
@@ -85,19 +91,25 @@ class Standing:
 
     @property
     def ours(self) -> Line | None:
-        """The rung that costs least of those that the quality gate lets pass, or that it was not asked about."""
-        passed = [line for line in self.lines if line.gate is None or line.gate.extra.get("verdict") == PASS]
-        rungs = [line for line in passed if line.role == RUNG and line.cost is not None]
-        return min(rungs, key=lambda line: line.cost or 0.0, default=None)
+        """The rung that costs least of those that the quality gate lets pass. Where quality was asked for, only the plain rung
+        needs no gate: all else is held against it.
+        """
+        rungs = [line for line in self.lines if line.role == RUNG and line.cost is not None and self.passed(line)]
+        return min(rungs, key=lambda line: line.settled or 0.0, default=None)
+
+    def passed(self, line: Line) -> bool:
+        if line.gate is None:
+            return not self.extra.get("quality") or line.name == LADDER[0].name
+        return line.gate.extra.get("verdict") == PASS
 
     def best(self, *roles: str) -> Line | None:
         """The peer of these roles that costs least."""
         found = [line for line in self.lines if line.role in roles and line.cost is not None]
-        return min(found, key=lambda line: line.cost or 0.0, default=None)
+        return min(found, key=lambda line: line.settled or 0.0, default=None)
 
     def claims(self) -> list[Claim]:
         ours = self.ours
-        if ours is None or not ours.cost:
+        if ours is None or not ours.settled:
             return []
         full, every = TARGETS.get(self.mix, (None, None))
         asked: list[tuple[str, Line | None, float | None]] = [
@@ -106,9 +118,9 @@ class Standing:
             ("our own pipeline without savings", self.line("plain") if ours.name != "plain" else None, None),
         ]
         return [
-            Claim(what, line.cost / ours.cost, ours.label, line.label, target)
+            Claim(what, line.settled / ours.settled, ours.label, line.label, target)
             for what, line, target in asked
-            if line is not None and line.cost is not None
+            if line is not None and line.settled is not None
         ]
 
 
@@ -124,6 +136,10 @@ def of(mix: str, rows: Sequence[Record]) -> Standing:
         if isinstance(name, str):
             role, clients = str(row.extra.get("role")), int(row.extra.get("clients") or 0)
             _take(lines.setdefault(name, Line(name, role, len(lines), clients)), row)
+    for line in lines.values():
+        second = lines.get(again_of(line.name))
+        if line.role == RUNG and second is not None and second.role == AGAIN:
+            line.again = second.cost
     return Standing(mix, tuple(sorted(lines.values(), key=_place)), waterfall.of(rows), rows[0])
 
 

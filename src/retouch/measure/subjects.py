@@ -12,6 +12,7 @@ from typing import Any
 
 from retouch.edit import InvalidOption
 from retouch.engine.savings import SAVINGS
+from retouch.measure.endpoint import EXTENSIONS
 
 PEERS = Path(__file__).resolve().parents[3] / "bench" / "peers" / "peers.toml"
 KINDS = ("full", "crop", "other")
@@ -21,6 +22,9 @@ RUNG, AGAIN = "rung", "again"
 FIELDS = ("name", "environment", "command", "kind", "concurrency", "send")
 SENDS = ("seed", "num_inference_steps")
 """What is sent beside OpenAI's fields: the same to everybody, else it is not the same edit."""
+
+SENDABLE = tuple(sorted(EXTENSIONS - {"documents"}))
+"""What a peer can be sent: not the name of an upload, since an answer is held against the file that went with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,12 @@ def rungs(common: Common) -> list[Subject]:
     for step, rung in enumerate(LADDER):
         switches = ("--savings", ",".join(rung.savings) or "none", *rung.options)
         made.append(Subject(rung.name, RUNG, (*serve, *switches), common.clients, (*SENDS, "use_cache"), step=step))
-    return [*made, replace(made[-1], name=f"{made[-1].name}, again", role=AGAIN)]
+    return [*made, replace(made[-1], name=again_of(made[-1].name), role=AGAIN)]
+
+
+def again_of(name: str) -> str:
+    """The name of a rung's second measurement."""
+    return f"{name}, again"
 
 
 def peers(path: Path, common: Common) -> list[Subject]:
@@ -120,11 +129,31 @@ def _peer(folder: Path, where: str, row: Any, common: Common) -> Subject:
         raise InvalidOption(f"{where}: kind is {kind!r}; give {', '.join(KINDS)}.")
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 1000:
         raise InvalidOption(f"{where}: concurrency is {concurrency!r}; give how many requests are sent at once.")
-    if not isinstance(send, list) or not all(isinstance(part, str) for part in send):
-        raise InvalidOption(f"{where}: send is {send!r}; give a list of names, such as {list(SENDS)}.")
+    if not isinstance(send, list) or not set(map(str, send)) <= set(SENDABLE):
+        raise InvalidOption(f"{where}: send is {send!r}; give a list of these, or []: {', '.join(SENDABLE)}.")
     python = folder / ".venvs" / environment / "bin" / "python" if environment else Path(sys.executable)
     whole = (str(python), *command, *common.options(), "--threads", str(common.threads))
     return Subject(name, kind, whole, concurrency, tuple(send), folder, needs=python)
+
+
+def named(text: str, subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """The names in a text, between commas. Parts that together are a name as it stands, commas and all, or that fit one only
+    together, are one.
+    """
+    parts, found = text.split(","), []
+    while parts:
+        count = next((count for count in range(len(parts), 1, -1) if _together(parts[:count], subjects)), 1)
+        found.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return tuple(name for name in found if name)
+
+
+def _together(parts: Sequence[str], subjects: Sequence[Subject]) -> bool:
+    whole = ",".join(parts).strip()
+    if any(one.name.lower() == whole.lower() for one in subjects if one.role != AGAIN):
+        return True
+    alone = all(any(_fits(one, [part.strip()]) for one in subjects) for part in parts)
+    return not alone and any(_fits(one, [whole]) for one in subjects)
 
 
 def chosen(subjects: Sequence[Subject], only: Sequence[str], skip: Sequence[str]) -> list[Subject]:

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from retouch.measure.standing import Claim, Line, Standing
+from retouch.measure.subjects import RUNG
+from retouch.measure.tally import ASKED_AGAIN
 from retouch.measure.waterfall import WITHIN
 
 EXACT = "identical outside the mask"
@@ -44,7 +46,7 @@ def cell(standing: Standing, line: Line, column: Column) -> str:
         return "" if line.cost is None else dollars(line.cost)
     if column.head == "times ours":
         ours = standing.ours
-        return "" if ours is None or not ours.cost or line.cost is None else f"{line.cost / ours.cost:.2f}"
+        return "" if ours is None or not ours.settled or line.settled is None else f"{line.settled / ours.settled:.2f}"
     if column.head == "quality":
         return "-" if line.gate is None else str(line.gate.extra.get("verdict", "-"))
     if column.kind is not None:
@@ -81,16 +83,24 @@ def notes(standing: Standing) -> list[str]:
     if rates:
         low, high = min(rates) / 1e12, max(rates) / 1e12
         found.append(f"matrix products ran at {low:.3g} to {high:.3g} TFLOP/s meanwhile")
-    return found + [one for one in (gated(standing),) if one] + of_fall(standing)
+    return found + [one for one in (gated(standing), unjudged(standing)) if one] + of_fall(standing) + drift(standing)
 
 
 def gated(standing: Standing) -> str:
     """Whether the quality gate lets the cheapest rung pass; "" where nobody asked."""
     ours = standing.ours
+    if ours is None and any(line.role == RUNG and line.cost is not None for line in standing.lines):
+        return "no rung is ours: none was held against the plain rung's answers and passed"
     if ours is None or ours.gate is None:
         return ""
     verdict, reasons = (str(ours.gate.extra.get(name) or "") for name in ("verdict", "reasons"))
     return f"quality of {ours.label} against the plain rung: {verdict}" + (f" ({reasons})" if reasons else "")
+
+
+def unjudged(standing: Standing) -> str:
+    """Why some have no verdict: where a run went on, the plain rung did not answer again."""
+    found = [(line.label, row.error) for line in standing.lines if (row := line.figures.get(ASKED_AGAIN)) and row.error]
+    return "; ".join(f"ERROR {label}, asked again, so that who came later was not judged: {error}" for label, error in found)
 
 
 def of_fall(standing: Standing) -> list[str]:
@@ -99,12 +109,26 @@ def of_fall(standing: Standing) -> list[str]:
         return []
     parts = [f"{cause} {dollars(value)}" for cause, value in fall.savings.items()]
     found = [f"saved per million edits, of {dollars(fall.plain)}: {', '.join(parts)}; left {dollars(fall.last)}"]
-    if fall.share is not None and fall.residual is not None and fall.drift is not None:
+    if fall.share is not None:
         fits = "adds up" if fall.adds_up else f"does NOT add up within {WITHIN:.0%}"
-        found.append(
-            f"the parts' sum is {fall.share:.1%} off the saving measured again: it {fits}; the last rung, measured again, "
-            f"costs {fall.drift:+.1%}"
-        )
+        found.append(f"the parts' sum is {fall.share:.1%} off the saving measured again: it {fits}")
+    return found
+
+
+def drift(standing: Standing) -> list[str]:
+    """Both costs of a rung that was measured twice, and which savings are lost between them."""
+    found = []
+    for line in standing.lines:
+        if line.cost is None or line.again is None or line.settled is None:
+            continue
+        between = abs(line.again - line.cost)
+        savings = {} if standing.fall is None else standing.fall.savings
+        lost = [f"{cause} {dollars(value)}" for cause, value in savings.items() if abs(value) < between]
+        said = f"{line.label} cost {dollars(line.cost)}, measured again {dollars(line.again)}"
+        said += f" ({line.again / line.cost - 1:+.1%}); it counts with the mean, {dollars(line.settled)}"
+        if lost:
+            said += f". Smaller than the difference of the two, {dollars(between)}, so unresolved: {', '.join(lost)}"
+        found.append(said)
     return found
 
 

@@ -17,6 +17,7 @@ from retouch.record import Record, Scalar
 
 SUITE = "bench"
 COST, UNIT = "dollars per million edits", "$/M"
+ASKED_AGAIN = "asked again"
 MILLION = 1e6
 IDLE = "not on the device"
 """The part of an edit's time in which the device did none of its stages: the server's own work, the client's, waiting."""
@@ -51,6 +52,13 @@ def rows(trial: Trial, where: Mapping[str, Any], extra: Mapping[str, Scalar], pe
         for stage, seconds in stages(replay).items()
     ]
     return [*made, *(_point(point, row) for point in trial.points)]
+
+
+def asked_again(trial: Trial, seconds: float, where: Mapping[str, Any], extra: Mapping[str, Scalar]) -> Record:
+    """Of a subject that has its figures, and only answered once more what quality is judged by; or why it did not."""
+    said = {**extra, **of_subject(trial.subject), **({"log": trial.log} if trial.error else {})}
+    value, n = (None, 0) if trial.error else (seconds, 1)
+    return Record(SUITE, ASKED_AGAIN, value, "s", n=n, error=trial.error, **where, extra=said)
 
 
 def of_subject(subject: Subject) -> dict[str, Scalar]:

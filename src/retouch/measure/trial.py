@@ -11,6 +11,7 @@ import numpy as np
 
 from retouch import picture
 from retouch.boxes import Size
+from retouch.edit import RetouchError
 from retouch.measure import summary
 from retouch.measure.endpoint import Endpoint
 from retouch.measure.load import Heard, Replay, closed_loop, open_loop
@@ -88,7 +89,7 @@ async def run(subject: Subject, course: Course, heard: Heard | None = None, said
             trial.start_seconds = running.start_seconds
             try:
                 await _served(trial, running, course, heard, said)
-            except Broken as error:
+            except RetouchError as error:
                 raise Broken(_with_death(str(error), running), running.log()) from error
     except Broken as error:
         trial.error, trial.log = str(error), error.log

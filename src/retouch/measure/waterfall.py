@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from retouch.measure.subjects import AGAIN, LADDER, RUNG
+from retouch.measure.subjects import AGAIN, LADDER, RUNG, again_of
 from retouch.measure.tally import COST, SUITE, UNIT
 from retouch.record import Record, Scalar
 
@@ -67,7 +67,7 @@ def of(rows: Sequence[Record]) -> Fall | None:
         for before, place in pairwise(places)
     }
     last = places[-1]
-    return Fall(values[0], savings, values[last], cost.get((AGAIN, f"{LADDER[last].name}, again")))
+    return Fall(values[0], savings, values[last], cost.get((AGAIN, again_of(LADDER[last].name))))
 
 
 def records(fall: Fall, where: Mapping[str, Any], extra: Mapping[str, Scalar]) -> list[Record]:
