@@ -74,7 +74,7 @@ def of_checkpoint(name: str, dtype: str, device: str) -> Flux2:
     pipeline, family = checkpoint.read(path, choose(dtype, place))
     made = adapter_of(family)(pipeline.to(place), family, path.name)
     if not isinstance(made, Flux2):
-        raise InvalidOption(f"{name} is no FLUX.2 checkpoint, which this bench is for; python bench/families.py has the others.")
+        raise InvalidOption(f"{name} is no FLUX.2 checkpoint, as this bench wants; python bench/families.py has the others.")
     return made
 
 

@@ -201,8 +201,9 @@ def _earlier(args: argparse.Namespace, extra: dict[str, Scalar], where: dict[str
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: the subjects are ended, and the rows are kept. Also where the shell, as it does for what it runs in the
-    background, had it ignore SIGINT.
+    """SIGTERM as Ctrl-C: the subjects are ended, and the rows are kept.
+
+    Also where SIGINT is ignored, as a shell has it for what it starts in the background.
     """
 
     def stop(*_: object) -> None:
