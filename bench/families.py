@@ -136,7 +136,7 @@ def built(name: str, options: Options, dtype: torch.dtype, device: torch.device)
         if isinstance(part, torch.nn.Module):
             part.to(device, dtype)
     if family.adapter == "flux2":
-        guided = {"embeds_guidance": True, "guidance": 4.0, "max_sequence_length": 64} if name == "Flux2Pipeline" else {}
+        guided = {"embeds_guidance": True, "guidance": 4.0, "max_sequence_length": 128} if name == "Flux2Pipeline" else {}
         return tests.model(name, {"masked": False, **guided}, options)
     return tests.model(*unet, name=name, options=options) if family.adapter == "sdxl" else tests.model(name, options)
 
