@@ -111,14 +111,14 @@ def main(argv: list[str] | None = None) -> int:
         if not all(0 < share <= 1 for share in args.shares):
             raise InvalidOption("a mask's share of the picture is above 0 and at most 1.")
         name = "tiny" if args.quick else args.shape
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if args.device == "auto" else args.device)
         if name:
-            auto = "cuda" if torch.cuda.is_available() else "cpu"
-            device = torch.device(auto if args.device == "auto" else args.device)
             shape = SHAPES[name]
             dtype = torch.bfloat16 if shape.needs_cuda and args.dtype == "auto" else choose(args.dtype, device)
             model, side, note = build(name, device, dtype), shape.side, shape.note
         else:
-            model, name, side, note = of_checkpoint(args.model, args.dtype, args.device), args.model, 512, ""
+            model, name, side, note = of_checkpoint(args.model, device, choose(args.dtype, device)), args.model, 512, ""
         rounds = 1 if args.quick else args.rounds
         settings = Settings(side, rounds, args.steps, args.seed, not args.no_compile, tuple(args.shares))
         record.append(args.out, bench(model, settings, name, note, console))

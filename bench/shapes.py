@@ -12,7 +12,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from retouch.edit import InvalidOption
 from retouch.models import checkpoint
 from retouch.models.checkpoint import Family
-from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
 from retouch.models.flux2 import Flux2
 from retouch.train.text import build_tokenizer
@@ -64,15 +63,13 @@ SHAPES = {
 }  # fmt: skip
 
 
-def of_checkpoint(name: str, dtype: str, device: str) -> Flux2:
+def of_checkpoint(name: str, device: torch.device, dtype: torch.dtype) -> Flux2:
     """A checkpoint's modules as diffusers reads them, with nothing done to them. Raises UnknownCheckpoint, CheckpointMismatch,
     InvalidOption.
     """
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(auto if device == "auto" else device)
     path = checkpoint.find(name)
-    pipeline, family = checkpoint.read(path, choose(dtype, place))
-    made = adapter_of(family)(pipeline.to(place), family, path.name)
+    pipeline, family = checkpoint.read(path, dtype)
+    made = adapter_of(family)(pipeline.to(device), family, path.name)
     if not isinstance(made, Flux2):
         raise InvalidOption(f"{name} is no FLUX.2 checkpoint, as this bench wants; python bench/families.py has the others.")
     return made

@@ -1,9 +1,9 @@
 """A worker's process around the counting model of test_engine, which does in a stage what the prompt says.
 
-"die in step", "die once in finish", "fail in encode" (with an error that no pipe can carry), and "slow" steps. Stages are
-take, encode, preview, step and finish. What happened once is remembered by files in the folder `options.cache`; while there
-is one named `hold` in it, no step is done. Of `options.model`, "broken" is never loaded, "mortal" once only, and "slow" not
-while there is that file.
+"die in step", "die once in finish", "fail in encode" (with an error that no pipe can carry), "lose once in step" (the device),
+and "slow" steps. Stages are take, encode, preview, step and finish. What happened once is remembered by files in the folder
+`options.cache`; while there is one named `hold` in it, no step is done. Of `options.model`, "broken" is never loaded, "mortal"
+once only, and "slow" not while there is that file.
 
 `python tests/dying.py MODEL FOLDER END` is a server that prints its worker's process id and then ends: by its own `return`,
 by an `error`, or when it is killed (`wait`).
@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from retouch.edit import Edit
 from retouch.engine import process, worker
@@ -74,6 +76,8 @@ class Dying(Model):
             return
         if words[0] == "fail":
             raise Unreadable(stage)
+        if words[0] == "lose":
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         os.kill(os.getpid(), signal.SIGKILL)
 
 

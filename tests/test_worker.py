@@ -106,6 +106,17 @@ def test_a_process_that_lacks_a_picture_ends_and_the_next_one_has_it(workers: Ca
     assert worker.restarts == 1
 
 
+@pytest.mark.parametrize("stage", ["encode", "step", "finish"])
+def test_a_process_that_lost_its_device_ends_and_the_next_one_answers_everybody(
+    workers: Callable[..., Worker], stage: str
+) -> None:
+    """For whatever it would ask of the device would fail from then on."""
+    worker = workers()
+    answers = [worker.submit(ask(seed, f"lose once in {stage}" if seed == 1 else "a cat")) for seed in range(3)]
+    assert all(right(answer, seed) for seed, answer in enumerate(answers))
+    assert worker.restarts == 1
+
+
 def test_an_error_that_no_pipe_can_carry_arrives_as_text(workers: Callable[..., Worker]) -> None:
     worker = workers()
     answers = [worker.submit(ask(seed, text)) for seed, text in enumerate(("fail in encode", "a cat", "fail in take"))]

@@ -248,14 +248,13 @@ class Engine:
         other = model.negative(edit)
         with self._timed(usage, "document"):
             frame = frame or model.frame(edit)
-            document, hit = self.documents.get(frame.key, partial(self._made, partial(model.encode_document, frame)))
+            document, hit = self.documents.get(frame.key, partial(self._made, model.encode_document, frame))
             hits += ["document"] * hit
         prompts: list[Prompt] = []
         with self._timed(usage, "prompt"):
             for text in [edit.prompt] if other is None else [edit.prompt, other]:
                 key = model.prompt_key(text, edit.tenant, frame)
-                make = partial(model.encode_prompt, key, text, document)
-                prompt, hit = self.prompts.get(key, partial(self._made, make))
+                prompt, hit = self.prompts.get(key, partial(self._made, model.encode_prompt, key, text, document))
                 prompts.append(prompt)
                 hits += ["prompt"] * hit
         with self._timed(usage, "start"):
@@ -267,9 +266,9 @@ class Engine:
         job.usage.approximate = model.approximate
         return job
 
-    def _made(self, make: Callable[[], V]) -> V:
+    def _made(self, make: Callable[..., V], *args: Any) -> V:
         """Once the device is done with it: another thread may take it out of its store, and waits for its own work alone."""
-        value = make()
+        value = make(*args)
         self.model.synchronize()
         return value
 

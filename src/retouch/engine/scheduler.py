@@ -175,10 +175,11 @@ class StepClock:
         ]
 
     @property
-    def _fits(self) -> bool:
-        """Whether there are two sizes."""
+    def _spread(self) -> float:
+        """Of the sizes; 0 where all are alike."""
         n, x, xx = self._sums[:3]
-        return n * xx - x * x >= 1e-6 * n * xx > 0
+        spread = n * xx - x * x
+        return spread if spread >= 1e-6 * n * xx else 0.0
 
     @property
     def line(self) -> tuple[float, float]:
@@ -186,9 +187,9 @@ class StepClock:
         n, x, xx, y, xy = self._sums
         if not x:
             return 0.0, 0.0
-        if not self._fits:
+        spread = self._spread
+        if not spread:
             return 0.0, y / x
-        spread = n * xx - x * x
         each = max(0.0, (n * xy - x * y) / spread)
         fixed = (y - each * x) / n
         return (fixed, each) if fixed > 0 else (0.0, xy / xx)
@@ -211,7 +212,7 @@ class StepClock:
         if not each:
             return least
         n, x = self._sums[:2]
-        wanted = efficiency / (1 - efficiency) * fixed / each if self._fits else 2 * x / n
+        wanted = efficiency / (1 - efficiency) * fixed / each if self._spread else 2 * x / n
         return int(min(max(wanted, least), max((longest - fixed) / each, least), most))
 
 

@@ -305,9 +305,13 @@ class Adapter(ABC):
         return self._sketch(tokens[top:bottom, left:right]), top * self.cell, left * self.cell
 
     def _decode(self, tokens: Tensor, region: Region) -> Made:
-        """Tokens (h, w, C) -> pixels that hold the region, and where they lie."""
+        return self.decode(tokens, region, self.options.halo)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor, region: Region, halo: int | None) -> Made:
+        """Tokens (h, w, C) -> pixels that hold the region and `halo` around it (None: all there are), and where they lie."""
         of_all = self._latents(tokens)
         unit = self.cell * tokens.shape[0] // of_all.shape[-2]
-        halo = self.cell * max(tokens.shape[:2]) if self.options.halo is None else self.options.halo
+        halo = self.cell * max(tokens.shape[:2]) if halo is None else halo
         top, bottom, left, right = framing.window(region, halo, unit, of_all.shape[-2:])
         return self._pixels(of_all[..., top:bottom, left:right]), top * unit, left * unit

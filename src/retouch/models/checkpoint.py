@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -131,8 +130,12 @@ def _hub_index(name: str) -> Path:
 
 def _fetch_settings(name: str) -> None:
     """retouch.json, which is no part of a pipeline; most have none."""
-    with suppress(EntryNotFoundError):
+    try:
         hf_hub_download(name, "retouch.json")
+    except LocalEntryNotFoundError:
+        log.warning("the hub cannot be asked whether %s has a retouch.json; it is run as its pipeline is", name)
+    except EntryNotFoundError:
+        log.debug("%s has no retouch.json", name)
 
 
 def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:

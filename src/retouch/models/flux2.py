@@ -85,7 +85,7 @@ class Flux2(Adapter):
         return latents.encode(self.vae, latents.pixels_of(pixels[None], self.device, self.vae.dtype))[0]
 
     def _latents(self, tokens: Tensor) -> Tensor:
-        return latents.unpatchify(latents.denormalize(self.vae, tokens[None].float()))
+        return latents.of_tokens(self.vae, tokens[None])
 
     def _pixels(self, of: Tensor) -> np.ndarray:
         return latents.pictures_of(latents.of_decoder(self.vae, of))[0]

@@ -35,7 +35,12 @@ def encode(vae: AutoencoderKLFlux2, pixels: Tensor) -> Tensor:
 
 def decode(vae: AutoencoderKLFlux2, tokens: Tensor) -> Tensor:
     """(B, h, w, channels) -> (B, 3, 16 h, 16 w) in about -1..1."""
-    return of_decoder(vae, unpatchify(denormalize(vae, tokens.float())))
+    return of_decoder(vae, of_tokens(vae, tokens))
+
+
+def of_tokens(vae: AutoencoderKLFlux2, tokens: Tensor) -> Tensor:
+    """(B, h, w, channels) -> latents in the decoder's own scale (B, C, 2 h, 2 w) float32."""
+    return unpatchify(denormalize(vae, tokens.float()))
 
 
 def of_decoder(vae: Any, latents: Tensor) -> Tensor:

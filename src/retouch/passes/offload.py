@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=Adapter)
 
-STAGES = ("encode_document", "encode_prompt", "start", "step", "finish", "preview", "warm")
+STAGES = ("encode_document", "encode_prompt", "start", "step", "finish", "preview", "decode", "warm")
 """Methods of an adapter that compute."""
 
 ASKS = {"_read": "text", "_encode": "autoencoder", "_latents": "autoencoder", "_pixels": "autoencoder", "_denoise": "denoiser"}

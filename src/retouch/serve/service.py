@@ -71,7 +71,7 @@ class Service:
             else Disk(cache / "uploads", settings.worker.disk, dump, load)  # at once, as it outlives a crash
         )
         self.decoded: Store[Decoded] = Store(Memory("host", settings.uploads))
-        self.about: WeakValueDictionary[str, Picture] = WeakValueDictionary()  # those in flight, though `decoded` let them go
+        self.in_flight: WeakValueDictionary[str, Picture] = WeakValueDictionary()  # of documents, though `decoded` let them go
 
     @property
     def info(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Service:
         await run_in_threadpool(self.uploads.put, key, upload, 1.0)
         if not self.uploads.used(key):
             raise NotKept("there is no place for the document (is the disk of --cache full?); send the picture with each edit.")
-        self.decoded.put(key, Decoded(self.about.setdefault(key, photo), tenant.name), 0.1)
+        self.decoded.put(key, Decoded(self.in_flight.setdefault(key, photo), tenant.name), 0.1)
         return key, upload
 
     async def find(self, key: str, tenant: Tenant) -> Upload:
@@ -134,9 +134,9 @@ class Service:
         return self.decoded.get(key, partial(self._made, key, upload))[0].photo
 
     def _made(self, key: str, upload: Upload) -> Decoded:
-        photo = self.about.get(key)
+        photo = self.in_flight.get(key)
         if photo is None:
-            self.about[key] = photo = picture.read(upload.data)
+            self.in_flight[key] = photo = picture.read(upload.data)
         return Decoded(photo, upload.tenant)
 
     def forget(self, key: str) -> None:

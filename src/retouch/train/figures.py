@@ -129,13 +129,9 @@ def _region(size: Sequence[int], rng: np.random.Generator) -> framing.Region:
 
 def decode_crop(model: Any, tokens: Tensor, region: framing.Region, halo: int) -> np.ndarray:
     """The pixels of `region` of tokens (h, w, C), decoded with `halo` pixels around it."""
-    of_all = latents.unpatchify(latents.denormalize(model.vae, tokens[None]))
-    unit = model.cell * tokens.shape[0] // of_all.shape[-2]
-    top, bottom, left, right = framing.window(region, halo, unit, of_all.shape[-2:])
-    with torch.inference_mode():
-        made: np.ndarray = latents.pictures_of(latents.of_decoder(model.vae, of_all[..., top:bottom, left:right]))[0]
-    up, before = top * unit, left * unit
-    return made[region[0] - up : region[1] - up, region[2] - before : region[3] - before]
+    made: np.ndarray
+    made, top, left = model.decode(tokens, region, halo)
+    return made[region[0] - top : region[1] - top, region[2] - left : region[3] - left]
 
 
 def removal_figures(kind: str, model: Any, asked: Sequence[Case], answers: Sequence[np.ndarray], target: float) -> list[Figure]:

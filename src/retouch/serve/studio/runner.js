@@ -177,6 +177,7 @@ export class Runner extends EventTarget {
 /** What is awaited goes on, since others may await it too. Rejects with an AbortError. */
 function unlessAborted(signal, work) {
   return new Promise((done, fail) => {
+    if (signal.aborted) fail(signal.reason);
     signal.addEventListener("abort", () => fail(signal.reason));
     work.then(done, fail);
   });
