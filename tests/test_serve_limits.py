@@ -278,7 +278,7 @@ def test_a_document_in_flight_is_not_decoded_again(monkeypatch: pytest.MonkeyPat
         server.worker.release()
         server.idle()
         server.worker.asked.clear()
-        until(lambda: gc.collect() >= 0 and not server.service.about)
+        until(lambda: gc.collect() >= 0 and not server.service.in_flight)
 
 
 def test_a_picture_that_could_never_be_held_is_too_large() -> None:
