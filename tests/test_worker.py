@@ -17,6 +17,7 @@ import pytest
 
 import dying
 from patience import LONG, Heard, gone, until
+from retouch import config
 from retouch.edit import Edit, Edited, WorkerLost
 from retouch.engine.worker import Options, Worker
 
@@ -50,6 +51,26 @@ def ask(seed: int, prompt: str = "a cat", **more: Any) -> Edit:
 def right(answer: Future[Edited], seed: int) -> bool:
     edited = answer.result(LONG)
     return edited.seed == seed and bool((edited.image == seed).all())
+
+
+def of_process(worker: Worker) -> dict[str, str]:
+    """The variables that the worker's process began with."""
+    lines = Path(f"/proc/{worker.pid}/environ").read_bytes().decode().split("\0")
+    return dict(line.split("=", 1) for line in lines if line)
+
+
+def test_its_threads_sleep_sooner_than_openmp_lets_them(
+    workers: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user has not chosen; and the variable is the process's, not ours."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert of_process(workers())["GOMP_SPINCOUNT"] == config.SPINS
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in of_process(workers())
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    assert of_process(workers())["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"] == "5"
 
 
 @pytest.mark.parametrize("beside", [0, 1])

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from retouch import config
 from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
 from retouch.engine.parcels import Changed, Packer
 from retouch.engine.process import receive, serve, write
@@ -173,7 +174,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, self.options), name="retouch-worker", daemon=True)
-        self._process.start()
+        with config.sharing():
+            self._process.start()
         theirs.close()
         return ours
 

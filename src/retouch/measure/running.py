@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from retouch import config
 from retouch.edit import RetouchError
 from retouch.measure.subjects import Subject
 
@@ -42,7 +43,7 @@ class Running:
 
     def __init__(self, subject: Subject, threads: int, patience: float) -> None:
         self.subject, self.patience = subject, patience
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        self.environment = {**os.environ, **config.of_threads(), "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
