@@ -256,7 +256,7 @@ def test_an_upload_that_finds_no_place_is_refused(tmp_path: Path) -> None:
         with Serving(worker=Painter(Options(cache=folder, disk=disk))) as server:
             answer = server.post("/v1/documents", files={"file": IMAGE})
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-            assert not len(server.service.decoded)
+            assert not len(server.service.uploads.decoded)
 
 
 def test_a_documents_size_is_told_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

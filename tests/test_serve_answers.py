@@ -62,16 +62,16 @@ def test_a_named_document_is_read_once_and_its_rows_are_kept(monkeypatch: pytest
     pixels, mask = photo(300, 200), area(300, 200, (130, 90, 170, 110))
     with Serving() as server:
         document = server.post("/v1/documents", files={"file": ("x", encoded(pixels))}).json()["id"]
-        monkeypatch.setattr(server.service, "_upload", lambda *_: pytest.fail("its file is looked at"))
+        monkeypatch.setattr(server.service.uploads, "_file", lambda *_: pytest.fail("its file is looked at"))
         answers = [server.edit(None, white_mask(mask), document=document, mask_mode="white", seed=i) for i in range(3)]
         assert len({id(one.edit.image.base) for one in server.worker.asked}) == 1, "the very same pixels for all"
-        kept = server.service.decoded.find(document)
+        kept = server.service.uploads.decoded.find(document)
         assert kept is not None
         assert sum(band is not None for band in kept.photo.rows._bands) >= len(kept.photo.rows._bands) - 2
         held = sum(len(band.chunk) for band in kept.photo.rows._bands if band is not None)
         assert kept.photo.pixels.nbytes + held <= kept.bytes * 1.01
         monkeypatch.undo()
-        server.service.uploads.drop(document)
+        server.service.uploads.files.drop(document)
         gone = server.edit(None, white_mask(mask), document=document)
     for answer in answers:
         made = decoded(answer.json()["data"][0]["b64_json"])

@@ -263,7 +263,7 @@ def test_a_documents_content_waits_for_room() -> None:
 def test_a_document_in_flight_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though no decoding is kept: as the picture that is edited, and as one that is looked at."""
     with Serving(worker=Painter(hold=True)) as server:
-        monkeypatch.setattr(server.service.decoded.tiers[0], "budget", 1)
+        monkeypatch.setattr(server.service.uploads.decoded.tiers[0], "budget", 1)
         one, two = (server.post("/v1/documents", files={"file": encoded(photo(seed=i))}).json()["id"] for i in range(2))
         named = {"prompt": "x", "images": [{"file_id": one}, {"file_id": two}]}
         for _ in range(3):
@@ -278,7 +278,7 @@ def test_a_document_in_flight_is_not_decoded_again(monkeypatch: pytest.MonkeyPat
         server.worker.release()
         server.idle()
         server.worker.asked.clear()
-        until(lambda: gc.collect() >= 0 and not server.service.in_flight)
+        until(lambda: gc.collect() >= 0 and not server.service.uploads.in_flight)
 
 
 def test_a_picture_that_could_never_be_held_is_too_large() -> None:

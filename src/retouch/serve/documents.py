@@ -44,7 +44,7 @@ async def create(request: Request) -> Response:
             raise about("file", ImageTooLarge(f"the file has {(file.size or 0) / 1e6:.0f} MB; save it smaller."))
         data = await file.read()
     try:
-        key, upload = await service.upload(data, tenant)
+        key, upload = await service.uploads.add(data, tenant)
     except InvalidImage as error:
         raise about("file", error) from error
     return JSONResponse(_described(key, upload), 201, {"Location": f"/v1/documents/{key}"})
@@ -54,7 +54,7 @@ async def create(request: Request) -> Response:
 async def read(request: Request, document: str) -> Response:
     """What is known of a document."""
     service, tenant = asker(request)
-    return JSONResponse(_described(document, await service.find(document, tenant)))
+    return JSONResponse(_described(document, await service.uploads.find(document, tenant)))
 
 
 @router.get(
@@ -64,7 +64,7 @@ async def read(request: Request, document: str) -> Response:
 async def content(request: Request, document: str) -> Response:
     """The picture, upright, as PNG."""
     service, tenant = asker(request)
-    data = await service.content(document, tenant)
+    data = await service.uploads.content(document, tenant)
     return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -72,8 +72,8 @@ async def content(request: Request, document: str) -> Response:
 async def delete(request: Request, document: str) -> Response:
     """Forget a document."""
     service, tenant = asker(request)
-    await service.find(document, tenant)
-    await run_in_threadpool(service.forget, document)
+    await service.uploads.find(document, tenant)
+    await run_in_threadpool(service.uploads.forget, document)
     return JSONResponse({"id": document, "object": "document", "deleted": True})
 
 

@@ -26,9 +26,10 @@ from retouch.serve.forms import SMALL, EditFields, parsed
 from retouch.serve.images import asker, while_connected
 from retouch.serve.orders import Order, order_of
 from retouch.serve.runs import Run
-from retouch.serve.service import Service, check_pixels, seed_of
+from retouch.serve.service import Service, seed_of
 from retouch.serve.settings import Tenant
 from retouch.serve.tensors import Tensor
+from retouch.serve.uploads import check_pixels
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 

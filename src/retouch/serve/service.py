@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
@@ -11,23 +10,17 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from retouch import picture
-from retouch.boxes import Size
-from retouch.cache.disk import Disk
-from retouch.cache.memory import Memory
-from retouch.cache.store import Store
-from retouch.edit import InvalidImage, InvalidOption, QueueFull, WorkerLost
+from retouch.edit import InvalidImage, QueueFull, WorkerLost
 from retouch.engine.worker import Worker
 from retouch.picture import Picture
 from retouch.prices import dollars, spent
 from retouch.serve.books import Books
 from retouch.serve.budget import Budget, Claim
-from retouch.serve.errors import BadRequest, Draining, NotFound, NotKept, about
+from retouch.serve.errors import BadRequest, Draining, NotFound, about
 from retouch.serve.filters import Served, filter_order
 from retouch.serve.forms import SEEDS, Ask, EditFields, Fields
 from retouch.serve.metrics import Metrics
@@ -35,7 +28,7 @@ from retouch.serve.orders import Order, order_of
 from retouch.serve.recorder import Recorder
 from retouch.serve.runs import Run
 from retouch.serve.settings import Allowance, Settings, Tenant
-from retouch.serve.uploads import Decoded, Upload, dump, load
+from retouch.serve.uploads import Uploads, read_mask
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +57,7 @@ class Service:
         self.recorder = None if settings.record is None else Recorder(settings.record)
         self.books = Books(settings, worker.info, self.model)
         self.filters = {name: Served(name, **told) for name, told in worker.info.get("filters", {}).items()}
-        cache = settings.worker.cache
-        self.uploads: Store[Upload] = Store(
-            Memory("host", settings.uploads)
-            if cache is None
-            else Disk(cache / "uploads", settings.worker.disk, dump, load)  # at once, as it outlives a crash
-        )
-        self.decoded: Store[Decoded] = Store(Memory("host", settings.uploads))
-        self.in_flight: WeakValueDictionary[str, Picture] = WeakValueDictionary()  # of documents, though `decoded` let them go
+        self.uploads = Uploads(settings, self.pixels)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -89,59 +75,6 @@ class Service:
             have = ", ".join((self.model, *self.filters))
             raise NotFound(f"the model {name!r} is not served here; this server has {have}.")
         return self.filters[name]
-
-    async def upload(self, data: bytes, tenant: Tenant) -> tuple[str, Upload]:
-        """Keep a picture under an id that its content gives, once it has been read whole. Raises InvalidImage, NotKept."""
-        claim = self.pixels.claim()
-        try:
-            photo = await run_in_threadpool(_read, data, tenant, claim)
-        finally:
-            claim.release()  # what is kept of it has budgets of its own
-        key = "doc_" + hashlib.blake2b(tenant.name.encode() + b"\0" + data, digest_size=16).hexdigest()
-        upload = Upload(data, tenant.name, int(time.time()), photo.size)
-        if upload.bytes > self.uploads.tiers[0].budget:
-            raise InvalidImage(f"the file has {upload.bytes:,} bytes, more than all documents may have here; save it smaller.")
-        await run_in_threadpool(self.uploads.put, key, upload, 1.0)
-        if not self.uploads.used(key):
-            raise NotKept("there is no place for the document (is the disk of --cache full?); send the picture with each edit.")
-        self.decoded.put(key, Decoded(self.in_flight.setdefault(key, photo), tenant.name), 0.1)
-        return key, upload
-
-    async def find(self, key: str, tenant: Tenant) -> Upload:
-        """An uploaded document. Raises NotFound, for another tenant's too."""
-        return await run_in_threadpool(self._upload, key, tenant)
-
-    async def content(self, key: str, tenant: Tenant) -> bytes:
-        """An uploaded document's picture, as PNG. Raises NotFound; QueueFull, ImageTooLarge where there is no room for it."""
-        claim = self.pixels.claim()
-        try:
-            return await run_in_threadpool(self._content, key, tenant, claim)
-        finally:
-            claim.release()
-
-    def _content(self, key: str, tenant: Tenant, claim: Claim) -> bytes:
-        photo = self._photo(key, tenant, claim)
-        return photo.rows.file(photo.icc, photo.exif)
-
-    def _upload(self, key: str, tenant: Tenant) -> Upload:
-        upload = self.uploads.find(key)
-        if upload is None or upload.tenant != tenant.name:
-            raise NotFound(f"there is no document {key}; upload it to /v1/documents (again, where it has been a while).")
-        return upload
-
-    def _decoded(self, key: str, upload: Upload) -> Picture:
-        """The one that is in flight, where there is: all who name a document hold the same pixels, which are counted once."""
-        return self.decoded.get(key, partial(self._made, key, upload))[0].photo
-
-    def _made(self, key: str, upload: Upload) -> Decoded:
-        photo = self.in_flight.get(key)
-        if photo is None:
-            self.in_flight[key] = photo = picture.read(upload.data)
-        return Decoded(photo, upload.tenant)
-
-    def forget(self, key: str) -> None:
-        self.decoded.drop(key)
-        self.uploads.drop(key)
 
     async def edit_order(self, ask: Ask, tenant: Tenant) -> Order:
         """From what was sent to what the worker does. Raises InvalidEdit's errors, NotFound."""
@@ -163,11 +96,11 @@ class Service:
     def _ordered(self, ask: Ask, tenant: Tenant, claim: Claim, filter: Served | None) -> Order:
         """All that takes a thread, in one."""
         assert isinstance(ask.fields, EditFields)
-        photos = [self._photo(image, tenant, claim) for image in ask.images]
+        photos = [self.uploads.photo(image, tenant, claim) for image in ask.images]
         mask = None
         if ask.mask is not None:
             try:
-                mask = _read_mask(ask.mask, photos[0].size, ask.fields.mask_mode, claim)
+                mask = read_mask(ask.mask, photos[0].size, ask.fields.mask_mode, claim)
             except InvalidImage as error:
                 raise about("mask", error) from error
         if filter is not None:
@@ -175,24 +108,9 @@ class Service:
         references = tuple(photo.pixels for photo in photos[1:])
         order = order_of(
             ask.fields, photos[0], mask, references, tenant, self.info["steps"], self.info["max_side"], seed_of(ask.fields),
-            claim, source=b"" if self.recorder is None else self._source(ask.images[0], tenant),
+            claim, source=b"" if self.recorder is None else self.uploads.source(ask.images[0], tenant),
         )  # fmt: skip
         return replace(order, further=tuple(photos[1:]))
-
-    def _photo(self, image: bytes | str, tenant: Tenant, claim: Claim) -> Picture:
-        """Of a document that is decoded already, the file is not looked at."""
-        if isinstance(image, bytes):
-            return _read(image, tenant, claim)
-        known = self.decoded.find(image)
-        if known is not None and known.tenant == tenant.name and self.uploads.used(image):
-            claim.share(image, check_pixels(known.photo.size, tenant))
-            return known.photo
-        upload = self._upload(image, tenant)
-        claim.share(image, check_pixels(upload.size, tenant))
-        return self._decoded(image, upload)
-
-    def _source(self, image: bytes | str, tenant: Tenant) -> bytes:
-        return image if isinstance(image, bytes) else self._upload(image, tenant).data
 
     async def generation_order(self, ask: Ask, tenant: Tenant) -> Order:
         fields, side = ask.fields, self.info["max_side"]
@@ -319,28 +237,6 @@ class Service:
             **totals, "dollars": cost, "dollars_per_million_edits": own / done * 1e6 if own is not None and done else None,
             "latency": latency, "caches": said.get("caches", {}),
         }  # fmt: skip
-
-
-def check_pixels(size: Size, tenant: Tenant) -> int:
-    """How many there are. Raises InvalidOption where the key does not allow so many."""
-    pixels = size[0] * size[1]
-    if tenant.pixels is not None and pixels > tenant.pixels:
-        raise InvalidOption(f"the picture has {pixels:,} pixels; this key allows {tenant.pixels:,}.")
-    return pixels
-
-
-def _read(data: bytes, tenant: Tenant, claim: Claim) -> Picture:
-    claim.take(check_pixels(picture.measured(data), tenant))
-    return picture.read(data)
-
-
-def _read_mask(data: bytes, size: Size, mode: str, claim: Claim) -> np.ndarray:
-    width, height = picture.measured(data)
-    claim.take(width * height)
-    try:
-        return picture.read_mask(data, size, mode)
-    finally:
-        claim.give_back(width * height)
 
 
 def seed_of(fields: Fields) -> int:
