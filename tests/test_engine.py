@@ -68,7 +68,7 @@ class Model:
         self._call("encode", edit.seed)
         return SimpleNamespace(
             edit=edit, prompt=prompt, cells=[0] * 100, steps=edit.steps or 4, step=0, usage=Usage(), latents=None,
-            width=lambda computed: computed + len(prompt.embedded),
+            width=1 + len(prompt.embedded),
         )  # fmt: skip
 
     def step(self, jobs: list[Any]) -> None:

@@ -36,7 +36,7 @@ from test_lora import linears, weights
 CPU = torch.device("cpu")
 EXACT = Options(halo=None, feather=0)
 FAMILIES = [
-    ("Flux2KleinKVPipeline", {}), ("Flux2Pipeline", {"embeds_guidance": True, "guidance": 4.0, "max_sequence_length": 400}),
+    ("Flux2KleinKVPipeline", {}), ("Flux2Pipeline", {}),
     ("FluxFillPipeline", {}), ("FluxKontextPipeline", {}), ("QwenImageEditPipeline", {"guidance": 4.0}),
     ("QwenImageEditPlusPipeline", {"zero_cond_t": True}), ("StableDiffusionXLInpaintPipeline", {}),
 ]  # fmt: skip

@@ -74,8 +74,8 @@ def test_a_steps_time_is_shared_by_all_the_tokens_in_it(name: str, guidance: flo
     engine = Engine(model)
     jobs = [engine.admit(edit) for edit in ragged()[:3]]
     packed = [Packed(model._segments(job)) for job in jobs]
-    assert [job.width(len(job.cells)) for job in jobs] == [pack.tokens for pack in packed]
     engine.step(jobs)
+    assert [job.width for job in jobs] == [pack.tokens for pack in packed]
     seconds = [job.usage.seconds["step"] for job in jobs]
     assert np.allclose(np.array(seconds) / sum(seconds), [pack.tokens / sum(p.tokens for p in packed) for pack in packed])
 

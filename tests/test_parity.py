@@ -102,7 +102,7 @@ def test_picture_equals_the_stock_pipelines() -> None:
 
 def test_embedded_guidance_equals_the_stock_pipeline() -> None:
     name, longest = "Flux2Pipeline", 400
-    model = tiny.model(name, family={"embeds_guidance": True, "guidance": 4.0, "max_sequence_length": longest})
+    model = tiny.model(name, {"max_sequence_length": longest})
     edit = Edit(tiny.photo(64, 96), PROMPT, references=(tiny.photo(64, 64, 1),), seed=1, steps=3, guidance=2.5)
     ours = final_tokens(Engine(model), edit)
     theirs = stock(tiny.pipeline(name), edit, longest, guidance_scale=2.5, height=64, width=96)
@@ -113,12 +113,12 @@ def test_embedded_guidance_equals_the_stock_pipeline() -> None:
 
 def test_a_prompt_that_dev_would_cut_is_refused() -> None:
     """The stock pipeline leaves its end out in silence; the system message counts."""
-    settings, edit = {"embeds_guidance": True, "guidance": 4.0}, Edit(tiny.photo(64, 64), PROMPT)
-    count = tiny.model("Flux2Pipeline", settings).count_tokens(PROMPT)
-    fits = Engine(tiny.model("Flux2Pipeline", settings | {"max_sequence_length": count}))
+    edit = Edit(tiny.photo(64, 64), PROMPT)
+    count = tiny.model("Flux2Pipeline").count_tokens(PROMPT)
+    fits = Engine(tiny.model("Flux2Pipeline", {"max_sequence_length": count}))
     assert fits.admit(edit).usage.tokens_text == count
     with pytest.raises(InvalidPrompt, match=f"has {count} tokens; this model reads {count - 1}"):
-        Engine(tiny.model("Flux2Pipeline", settings | {"max_sequence_length": count - 1})).admit(edit)
+        Engine(tiny.model("Flux2Pipeline", {"max_sequence_length": count - 1})).admit(edit)
 
 
 @pytest.mark.parametrize("name", ["Flux2KleinKVPipeline", "Flux2KleinInpaintPipeline"])

@@ -18,6 +18,7 @@ from retouch.edit import Edit, InvalidOption
 from retouch.engine.engine import Engine
 from retouch.models.adapter import Adapter
 from retouch.models.base import Job
+from retouch.models.checkpoint import FAMILIES
 from retouch.models.options import Options
 from retouch.models.refresh import Refresh
 
@@ -182,11 +183,33 @@ def test_where_nothing_is_left_to_refresh_it_is_refused() -> None:
         tiny.model(KV, {"masked": True}, Options(refresh="2,4"))
 
 
-def test_the_estimated_size_is_that_of_the_steps_it_takes() -> None:
-    served = model("2,3")
-    edit = edits()[0]
-    tokens, steps = served.size(edit, served.frame(edit))
-    assert (tokens, steps) == (-(-(3 * 20 + 3 * 8) // 6), 6)
+PLANS = [
+    (name, whole, refresh)
+    for name, family in FAMILIES.items()
+    for whole, refresh in ((None, None), (False, None), (True, "2,3"), (False, "2,3"))
+    if (whole, refresh) == (None, None) or (family.adapter != "sdxl" and (whole or refresh is None or not family.cached))
+]
+"""Those that `Adapter` does not refuse."""
+
+
+@pytest.mark.parametrize(("name", "whole", "refresh"), PLANS)
+def test_the_estimated_size_is_that_of_the_steps_it_takes(name: str, whole: bool | None, refresh: str | None) -> None:
+    """Of every family: with a second pass, with references that run along in full steps, and without either."""
+    served = tiny.of_family(name, Options(halo=None, whole=whole, refresh=refresh))
+    engine = Engine(served)
+    pictures = edits()
+    blank = Edit(tiny.photo(64, 64), "an owl", steps=6, blank=True)
+    asked = [pictures[0], blank] if FAMILIES[name].references == 0 else [pictures[0], pictures[1], blank]
+    for edit in asked:
+        frame = served.frame(edit)
+        tokens, steps = served.size(edit, frame)
+        job, taken = engine.admit(edit, frame), 0
+        texts = sum(len(prompt.embedded) for prompt in (job.prompt, job.negative) if prompt is not None)
+        while not job.done:
+            engine.step([job])
+            taken += job.width - texts
+        assert steps == job.steps
+        assert tokens == -(-taken // steps)
 
 
 def bench(name: str, out: Path, *options: str) -> list[record.Record]:

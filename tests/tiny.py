@@ -83,6 +83,8 @@ def assembled(name: str, of: dict[str, Any], **extra: Any) -> Any:
 
 def model(name: str, family: dict[str, Any] | None = None, options: Options | None = None, **extra: Any) -> Flux2:
     settings = {"cached": name.endswith("KVPipeline"), "out_layers": LAYERS, "pad_prompts": False, "max_side": 512}
+    if name == "Flux2Pipeline":
+        settings |= {"embeds_guidance": True, "guidance": 4.0, "max_sequence_length": 400}
     return Flux2(
         pipeline(name, **extra),
         Family(**{**settings, "masked": True, **(family or {})}),

@@ -6,29 +6,27 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from retouch.cache.memory import Memory
 from retouch.cache.store import Store
-from retouch.edit import DeadlineTooSoon, Edit, Edited, QueueFull, Usage, WorkerLost
+from retouch.edit import DeadlineTooSoon, Edit, Edited, QueueFull, WorkerLost
 from retouch.engine.parcels import Changed
 from retouch.engine.results import finished, key_of, recalled
 from retouch.engine.scheduler import FirstCome, Policy, StepClock, finish_time, fitting
 from retouch.engine.sides import Sides
+from retouch.engine.stages import Stages
 from retouch.engine.submitted import Submitted, Watch, expire, settle
-from retouch.models.base import Document, EditModel, Frame, Job, Prompt
+from retouch.models.base import Document, EditModel, Job, Prompt
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-V = TypeVar("V")
 
 MEMORY = 2 << 30
 """Bytes of encoded documents that an engine keeps by default; an eighth of it for prompts, as much for finished results."""
@@ -40,7 +38,7 @@ RECENT = 64
 """Steps that the figures of `Engine.stats` look back on."""
 
 
-class Engine:
+class Engine(Stages):
     """Runs edits on one model.
 
     `policy` says who comes first. `tokens` is the budget of a packed step, found from the measured step times where it is None.
@@ -54,15 +52,17 @@ class Engine:
         documents: Store[Document] | None = None, prompts: Store[Prompt] | None = None,
         results: Store[Changed] | None = None, beside: int = 0,
     ) -> None:  # fmt: skip
-        self.model, self.policy, self.queue = model, policy or FirstCome(), queue
+        super().__init__(
+            model,
+            Store(Memory("device", MEMORY)) if documents is None else documents,
+            Store(Memory("device", MEMORY // 8)) if prompts is None else prompts,
+        )
+        self.policy, self.queue = policy or FirstCome(), queue
         self.clock, self._tokens = StepClock(), tokens
-        self.documents = Store(Memory("device", MEMORY)) if documents is None else documents
-        self.prompts = Store(Memory("device", MEMORY // 8)) if prompts is None else prompts
         self.results = Store(Memory("host", MEMORY // 8)) if results is None else results
         self._submitted: list[Submitted] = []
         self._changed = threading.Condition()
         self._sides = Sides(model, beside, self._changed)
-        self._off_loop: dict[str, float] = {}
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
         self.scheduling = self.stepping = 0.0
 
@@ -118,7 +118,7 @@ class Engine:
                 soon = self.clock.seconds(self.tokens) * sum(other.work for other in waiting) / max(1, self.tokens)
                 raise QueueFull(f"{self.queue:,} edits wait already; try again later.", retry_after=max(1.0, soon / 4))
             if edit.deadline is not None:
-                expected = finish_time(one, waiting, self.policy, self.tokens, self.clock, now) - now + self._around(one)
+                expected = finish_time(one, waiting, self.policy, self.tokens, self.clock, now) - now + self.around(one.frame)
                 if expected > edit.deadline:
                     raise DeadlineTooSoon(
                         f"it would take about {expected:.1f} s; {edit.deadline:.1f} s are given. Allow more, or leave it out."
@@ -213,8 +213,7 @@ class Engine:
     def _watched(self, one: Submitted, job: Job) -> None:
         """`job` as it was after the step that is shown, while the loop may be on with the next."""
         assert one.watch is not None
-        with self._timed(job.usage, "preview"):
-            image = self.model.preview(job)
+        image = self.preview(job)
         if not one.answer.done():
             one.watch(job.step, image)
 
@@ -242,56 +241,6 @@ class Engine:
             if not self._submitted:
                 self._changed.wait(seconds)
 
-    def admit(self, edit: Edit, frame: Frame | None = None) -> Job:
-        """Encode what is not cached yet, and start the Job."""
-        model, usage, hits = self.model, Usage(), []
-        other = model.negative(edit)
-        with self._timed(usage, "document"):
-            frame = frame or model.frame(edit)
-            document, hit = self.documents.get(frame.key, partial(self._made, model.encode_document, frame))
-            hits += ["document"] * hit
-        prompts: list[Prompt] = []
-        with self._timed(usage, "prompt"):
-            for text in [edit.prompt] if other is None else [edit.prompt, other]:
-                key = model.prompt_key(text, edit.tenant, frame)
-                prompt, hit = self.prompts.get(key, partial(self._made, model.encode_prompt, key, text, document))
-                prompts.append(prompt)
-                hits += ["prompt"] * hit
-        with self._timed(usage, "start"):
-            job = model.start(edit, frame, document, prompts[0], prompts[1] if other is not None else None)
-        if "document" not in hits:
-            self._learn("document", usage.seconds["document"])
-        job.usage.seconds = usage.seconds
-        job.usage.cache_hits, job.usage.tokens_text = tuple(hits), len(prompts[0].embedded)
-        job.usage.approximate = model.approximate
-        return job
-
-    def _made(self, make: Callable[..., V], *args: Any) -> V:
-        """Once the device is done with it: another thread may take it out of its store, and waits for its own work alone."""
-        value = make(*args)
-        self.model.synchronize()
-        return value
-
-    def step(self, jobs: Sequence[Job]) -> None:
-        """One packed step, its time shared out by the tokens each job has in it."""
-        before = [job.usage.tokens_computed for job in jobs]
-        held = [job.latents for job in jobs]  # made on another stream, whose memory must not go back while this one reads it
-        started = time.perf_counter()
-        self.model.step(jobs)
-        self.model.synchronize()
-        seconds = time.perf_counter() - started
-        del held
-        computed = [job.usage.tokens_computed - count for job, count in zip(jobs, before, strict=True)]
-        tokens = [job.width(count) for count, job in zip(computed, jobs, strict=True)]
-        for job, count in zip(jobs, tokens, strict=True):
-            job.usage.add("step", seconds * count / sum(tokens))
-
-    def finish(self, job: Job) -> Edited:
-        with self._timed(job.usage, "finish"):
-            image = self.model.finish(job)
-        self._learn("finish", job.usage.seconds["finish"])
-        return Edited(image, job.edit.seed, job.usage)
-
     def stats(self) -> dict[str, Any]:
         """How it stands: the queue, the recent steps, the caches. Plain values."""
         live = [one for one in self._submitted if not one.answer.done()]
@@ -316,18 +265,3 @@ class Engine:
                 for name, store in caches.items()
             },
         }
-
-    def _around(self, one: Submitted) -> float:
-        """Seconds that a submitted edit takes apart from its steps."""
-        new = 0.0 if one.frame.key in self.documents else self._off_loop.get("document", 0.0)
-        return new + self._off_loop.get("finish", 0.0)
-
-    def _learn(self, stage: str, seconds: float) -> None:
-        self._off_loop[stage] = 0.9 * self._off_loop.get(stage, seconds) + 0.1 * seconds
-
-    @contextmanager
-    def _timed(self, usage: Usage, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.model.synchronize()
-        usage.add(stage, time.perf_counter() - started)

@@ -173,13 +173,20 @@ class Adapter(ABC):
         return framing.masked_cells(edit, frame, self._grid(frame), self.cell, self.options.dilate)
 
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
-        """Where some steps are partial, the tokens are their mean."""
-        grid, steps = self._grid(frame), edit.steps or self.family.steps
-        tokens = grid[0] * grid[1] if self.whole else int(self._masked_cells(edit, frame).sum())
-        if self.refresh is not None and self.whole:
-            full, masked = self.refresh.count(steps), int(self._masked_cells(edit, frame).sum())
-            tokens = -(-(full * tokens + (steps - full) * masked) // steps)
+        steps, masked = edit.steps or self.family.steps, int(self._masked_cells(edit, frame).sum())
+        along = sum(self._count(pixels) for pixels in self._running(frame))
+        full = along + (self._count(frame.pixels) if self.whole else masked)
+        often = steps if self.refresh is None else self.refresh.count(steps)
+        tokens = -(-(often * full + (steps - often) * masked) // steps)
         return tokens * (1 if self.negative(edit) is None else 2), steps
+
+    def _running(self, frame: Frame) -> Sequence[np.ndarray]:
+        """The pictures whose tokens run along in every full step, as references that see the edit."""
+        return ()
+
+    def _count(self, pixels: np.ndarray) -> int:
+        """Cells of a picture."""
+        return pixels.shape[0] // self.cell * (pixels.shape[1] // self.cell)
 
     def _grid(self, frame: Frame) -> tuple[int, int]:
         return frame.pixels.shape[0] // self.cell, frame.pixels.shape[1] // self.cell
@@ -234,6 +241,7 @@ class Adapter(ABC):
             out = pack.velocities(self._denoise(pack).float())
         velocities = {(s.job, s.prompt): v for s, v in zip(pack.segments, out, strict=True)}
         for job in jobs:
+            job.width = sum(own.stop - own.start for s, own in zip(pack.segments, pack.own, strict=True) if s.job is job)
             velocity = velocities[job, job.prompt]
             if job.negative is not None and job.guidance is not None:
                 velocity = self._guided(velocity, velocities[job, job.negative], job.guidance)

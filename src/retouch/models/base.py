@@ -102,7 +102,8 @@ class Job:
 
     `fresh` are the indices into `cells` that a partial step computes; None: all steps are full. `kept` is what it sees of
     the rest: keys and values, (R, heads, head_dim), by prompt key and layer, as the last full step has left them. `worn`: its
-    adapters.
+    adapters. `width`: all tokens of its last step, with those of the prompt and of references that ran along, of both passes
+    where it is guided by a second one.
     """
 
     edit: Edit
@@ -122,6 +123,7 @@ class Job:
     fresh: Tensor | None = None
     kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     worn: Worn = ()
+    width: int = 1
     usage: Usage = field(default_factory=Usage)
 
     @property
@@ -135,14 +137,6 @@ class Job:
     @property
     def sigma(self) -> float:
         return self.sigmas[self.step]
-
-    def width(self, computed: int) -> int:
-        """Tokens of a step that computed so many cells: with those of the prompt, with references where they ran along, and all
-        of it twice where the edit is guided by a second pass.
-        """
-        along = len(self.document.reference) if computed == len(self.cells) else 0
-        prompts = [prompt for prompt in (self.prompt, self.negative) if prompt is not None]
-        return sum(computed + along + len(prompt.embedded) for prompt in prompts)
 
     @property
     def kept_bytes(self) -> int:
@@ -177,7 +171,11 @@ class EditModel(Protocol):
         """The part of the picture to work on, and the key of its Document."""
 
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
-        """(image tokens of one step, steps): what an edit will cost, before anything is encoded."""
+        """(image tokens of one step, steps): what an edit will cost, before anything is encoded.
+
+        References that run along are counted, and all of it twice where a second pass guides. Where steps differ it is their
+        mean.
+        """
 
     def prompt_key(self, text: str, tenant: str, frame: Frame) -> str:
         """The key of a text's Prompt, which may look at the frame too."""

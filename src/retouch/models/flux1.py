@@ -88,6 +88,12 @@ class Flux1(Adapter):
             )
         return frame
 
+    def _running(self, frame: Frame) -> Sequence[np.ndarray]:
+        """The document, or a further picture in its place."""
+        if frame.blank or self.family.sees != "sequence":
+            return ()
+        return frame.references[:1] or (frame.pixels,)
+
     @torch.inference_mode()
     def encode_document(self, frame: Frame) -> Document:
         shown = torch.zeros(0, 0, self.channels, device=self.device)

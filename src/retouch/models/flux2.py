@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,9 @@ class Flux2(Adapter):
 
     def _cell_side(self) -> int:
         return latents.cell_side(self.vae)
+
+    def _running(self, frame: Frame) -> Sequence[np.ndarray]:
+        return () if self.family.cached or (frame.blank and not self.family.grey) else (frame.pixels, *frame.references)
 
     @torch.inference_mode()
     def encode_document(self, frame: Frame) -> Document:

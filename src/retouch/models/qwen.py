@@ -74,6 +74,9 @@ class Qwen(Adapter):
     def negative(self, edit: Edit) -> str | None:
         return " " if (text := super().negative(edit)) == "" else text
 
+    def _running(self, frame: Frame) -> Sequence[np.ndarray]:
+        return () if self.look is None else (frame.pixels, *frame.references)
+
     @torch.inference_mode()
     def encode_document(self, frame: Frame) -> Document:
         """A picture from nothing has no document, or a grey one where the checkpoint has always seen some."""

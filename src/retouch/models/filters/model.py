@@ -120,7 +120,8 @@ class Filter:
             if drawn is not None:
                 job.latents = torch.from_numpy(drawn.picture())
             job.step = job.usage.steps = 1
-            job.usage.tokens_computed += len(job.cells)
+            job.width = len(job.cells)
+            job.usage.tokens_computed += job.width
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[Tile]]:
         """Tiles of one size, as many as go together; no more of them lie ready than that, whatever the picture's size."""
