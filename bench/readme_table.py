@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     for one in found:
         print(f"**{one.mix.capitalize()}**: {one.extra['requests']} requests\n")
         print(report.markdown_table(one))
-        print("\n".join(f"- {line}" for line in [*map(table.said, one.claims()), *table.drift(one)]) + "\n")
+        below = [*map(table.said, one.claims()), *table.of_fall(one), *table.drift(one)]
+        print("\n".join(f"- {line}" for line in below) + "\n")
     return 0
 
 

@@ -86,8 +86,12 @@ class Postgres:
             names = {user.pw_name: user for user in pwd.getpwall()}
             self.user = names.get("postgres", names["nobody"]).pw_name
             shutil.chown(self.folder, self.user)
-        self._run("initdb", "-U", "retouch", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        self.start()
+        try:
+            self._run("initdb", "-U", "retouch", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+            self.start()
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def start(self) -> None:
         options = f"-k {self.folder} -c listen_addresses='' -c fsync=off"
@@ -110,19 +114,19 @@ class Postgres:
 
     def _run(self, name: str, *options: str) -> None:
         command = [str(self.binaries / name), "-D", str(self.folder / "data"), *options]
-        subprocess.run(
-            command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        said = self.folder / "said"  # a file, since a pipe stays open for as long as a server that was started
+        with said.open("wb") as file:
+            done = subprocess.run(command, user=self.user, cwd=self.folder, stdout=file, stderr=subprocess.STDOUT)
+        if done.returncode:
+            told = [path.read_text(errors="replace")[-2000:] for path in (said, self.folder / "log") if path.exists()]
+            raise RuntimeError(f"{name} of {self.binaries} failed with {done.returncode}:\n" + "\n".join(told))
 
 
 def postgres() -> Iterator[Postgres | None]:
-    """One that runs meanwhile; None where it is not installed, or does not start."""
+    """One that runs meanwhile; None where it is not installed. Raises RuntimeError, OSError where it is, and does not start."""
     found = shutil.which("initdb")
     binaries = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    try:
-        cluster = Postgres(binaries[-1]) if binaries else None
-    except (OSError, subprocess.CalledProcessError):
-        cluster = None
+    cluster = Postgres(binaries[-1]) if binaries else None
     yield cluster
     if cluster is not None:
         cluster.remove()

@@ -1,10 +1,13 @@
-"""Shared pieces of the tests of quality: a case, an answer with noise in it, and Scores of two paths."""
+"""Shared pieces of the tests of quality: a case, an answer with noise in it, Scores of two paths, who answers with truths."""
+
+import asyncio
 
 import numpy as np
 
-from retouch.edit import Edit
+from retouch.edit import Edit, Usage
 from retouch.measure.cases import Case
 from retouch.measure.quality import Scores
+from retouch.measure.targets import Served
 
 
 def case(size=(96, 80), name="one", kind="insert", seed=3, colour=""):
@@ -41,3 +44,37 @@ def pairs(losses, seeds=2, **more):
 def losses_of(mean, spread, n=40, seed=0):
     drawn = np.random.default_rng(seed).normal(0, spread, n)
     return drawn - drawn.mean() + mean
+
+
+class Painter:
+    """Answers with the truth of the case it is asked for, or does as it is told."""
+
+    name = "painter"
+
+    def __init__(self, cases, wrong=None):
+        self.truths = {one.edit.image.tobytes(): one.truth for one in cases}
+        self.wrong, self.sent, self.brought = wrong, [], 0
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        return None
+
+    async def document(self, image, tenant):
+        self.brought += 1
+        return image
+
+    async def kept(self, made, tenant):
+        return made
+
+    def prepare(self, call):
+        return call.drawn()
+
+    async def send(self, call, prepared, document):
+        await asyncio.sleep(0)
+        self.sent.append(call.seed)
+        made = self.truths[document.tobytes()]
+        if self.wrong is not None:
+            made = self.wrong(made)
+        return Served(0.0, made if isinstance(made, list) else [made], usage=Usage())

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from retouch import cli, record
+from retouch import cli, record, trace
+from retouch.ledger import Ledger
 from retouch.measure import bench_command, standing, tally
 from retouch.measure.machine import Machine
 from retouch.measure.subjects import LADDER, Common, rungs
+from retouch.trace import View
 
 STANDIN = Path(__file__).with_name("standin.py")
 WHERE = record.environment("", "float32", 1)
@@ -159,6 +161,28 @@ def test_curves_are_measured_at_shares_of_the_own_saturation(bench, tmp_path):
     assert [row.extra["load"] for row in points] == [0.5, 0.9]
     assert [row.extra["rate"] for row in points] == [pytest.approx(saturation * load) for load in (0.5, 0.9)]
     assert 'class="curve' in (tmp_path / "bench.html").read_text()
+
+
+@pytest.mark.parametrize("ats", [[1.0], [2.0] * 9 + [3.0]])
+def test_a_trace_that_comes_all_at_once_has_no_curve(ats, bench, tmp_path, capsys):
+    some = trace.read(tmp_path / "trace.jsonl")
+    (first,) = [one for one in some.requests if isinstance(one.document, View)][:1]
+    requests = tuple(replace(first, at=at) for at in ats)
+    path = tmp_path / "once.jsonl"
+    path.write_text("".join(trace.lines(replace(some, requests=requests))))
+    assert bench("--trace", str(path), "--peers", peers_file(tmp_path, a=[]), "--only", "a", "--curves", "0.5") == 2
+    assert "--curves needs a trace whose requests come one after the other" in capsys.readouterr().err
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_the_rows_are_in_the_books_too(bench, tmp_path, capsys):
+    books, file = str(tmp_path / "ledger.sqlite"), peers_file(tmp_path, a=[], b=["--wrong", "does not start"])
+    assert bench("--peers", file, "--only", "a,b", "--ledger", books) == 0
+    with Ledger(books) as ledger:
+        assert ledger.records() == rows_of(tmp_path)
+    capsys.readouterr()
+    assert cli.main(["cost", "--ledger", books, "--take", str(tmp_path / "rows.jsonl")]) == 0
+    assert "retouch: 0 of " in capsys.readouterr().err
 
 
 def test_a_run_goes_on_where_it_ended(bench, tmp_path):

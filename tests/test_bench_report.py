@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from retouch import cli, record
-from retouch.measure import report, standing, table, tally, waterfall
+from retouch.measure import cases, report, standing, table, tally, waterfall
 from retouch.measure.subjects import AGAIN, LADDER, RUNG
 from retouch.record import Record
 
@@ -180,8 +180,31 @@ def test_the_readmes_tables_are_made_of_the_same_rows(tmp_path, capsys):
     assert "| **Retouch + packing** | 5.00 | 1.00 |" in printed
     assert "- 9.5 x fewer dollars than our own pipeline without savings, Retouch plain" in printed
     assert "- Retouch + packing cost 5.00, measured again 5.50 (+10.0%); it counts with the mean, 5.25\n" in printed
+    assert "- the parts' sum is 1.1% off the saving measured again: it adds up\n" in printed
     assert "a|b" not in printed
     assert readme_table.main([str(rows), "--mix", "template"]) == 2
+
+
+def test_the_markdown_has_the_tables_too():
+    rows = invented()
+    kinds = [replace(row, value=15.25, extra={**row.extra, "kind": "insert"}) for row in rows if row.name == "inside psnr"]
+    right = [replace(row, name="what was asked is there", value=0.5, unit="1") for row in rows if row.name == "inside psnr"]
+    found = standing.standings(tally.latest([*rows, *kinds, *right]))
+    text, page = report.markdown(found), report.html(found)
+    for line in (
+        "### Where the dollars go", "| $ / million edits | step |", "| Retouch + packing | 4.00 |", "### Latency against load",
+        "| Retouch + packing | 30% | 0.3 | 300 ms | 100 ms | 2.00 s |", "| Retouch + packing | 90% | 0.9 | 900 ms |",
+        "### Quality", "| PSNR inside, dB | all | insert | SSIMULACRA2, all | hue as asked |",
+        "| Retouch + packing | 20.00 | 15.25 | - | 50% |", "means over 40 edits of the bundled set",
+    ):  # fmt: skip
+        assert line in text, line
+    assert "documents are 128 to 256 px wide and high" in page
+    assert "<td>15.25</td>" in page
+
+
+def test_what_the_report_says_of_the_sets_pictures_is_so():
+    sides = {side for case in cases.load() for side in case.edit.image.shape[:2]}
+    assert (min(sides), max(sides)) == (128, 256)
 
 
 def test_a_report_of_hardly_anything_is_made_too(tmp_path):

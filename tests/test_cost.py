@@ -16,12 +16,11 @@ import pytest
 from sqlalchemy import update
 
 from books import entry, total
-from retouch import cli, config, prices, record
+from retouch import cli, config, prices
 from retouch.edit import InvalidOption, QueueFull, RetouchError
 from retouch.ledger import InvalidLedger, Lease, Ledger, tables
 from retouch.ledger.sums import Sum
 from retouch.measure import cost
-from retouch.record import Record
 from retouch.serve.settings import Settings, Tenant
 from serving import Painter, Serving, alpha_mask, area, encoded, photo
 
@@ -224,19 +223,6 @@ def test_what_is_old_is_removed(address: str, capsys: pytest.CaptureFixture[str]
     assert json.loads(captured.out)["total"]["edits"] == 2
     assert captured.err.startswith("retouch: 1 edits that ended before ")
     assert total(address, until=now + 10).edits == 2
-
-
-def test_records_of_a_bench_are_brought_in_once(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [Record("bench", "edits per second", value, "1/s", extra={"mix": "personal"}) for value in (1.5, 2.0)]
-    file = tmp_path / "rows.jsonl"
-    record.append(file, rows)
-    for new in (2, 0):
-        assert cost.main(["--ledger", address, "--take", str(file), "--json"]) == 0
-        assert f"retouch: {new} of 2 records" in capsys.readouterr().err
-    with Ledger(address) as ledger:
-        assert ledger.records() == rows
-    with pytest.raises(RetouchError, match="cannot be read"):
-        cost.main(["--ledger", address, "--take", str(tmp_path / "none.jsonl")])
 
 
 def test_moments() -> None:

@@ -9,7 +9,7 @@ from judged import losses_of, pairs
 from retouch.edit import InvalidOption
 from retouch.measure import gate
 from retouch.measure.gate import FAIL, PASS, UNDECIDED, Bounds, pair_losses
-from retouch.measure.quality import Scores, compare
+from retouch.measure.quality import Scores, compare, records
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,34 @@ def test_a_gated_metric_that_was_not_measured_decides_nothing():
     found = compare(plain, fast)
     assert found.verdict == UNDECIDED
     assert "inside ssimulacra2 was measured in 0 of 40 cases" in found.reasons
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["plain", "fast"])
+def test_what_is_not_a_number_decides_nothing(wrong, side):
+    plain, fast = pairs(losses_of(-1, 0.1))
+    sides = {"plain": plain, "fast": fast}
+    sides[side]["case 7", 1] = Scores({**plain["case 7", 1].inside, "ssimulacra2": wrong}, {}, {}, 0)
+    found = compare(plain, fast)
+    assert found.verdict == UNDECIDED
+    assert "inside ssimulacra2 is not a number in 1 edits (case 7, seed 1)" in found.reasons
+    assert math.isfinite(found.losses["inside ssimulacra2"].mean)
+    assert len(found.worst) == 80
+    flat = [{key: one.flat() for key, one in some.items()} for some in (plain, fast)]
+    assert set(pair_losses(*flat, ["inside psnr", "inside ssimulacra2"])["case 7", 1]) == {"inside psnr"}
+    rows = records("engine", sides[side], found, {}, {f"case {number}": "insert" for number in range(40)})
+    means = [row for row in rows if row.name == "inside ssimulacra2"]
+    assert [row.error for row in means] == ["not a number in 1 of 80 edits"] * 2
+
+
+def test_a_floor_that_is_not_a_number_decides_nothing():
+    assert compare(*pairs(losses_of(-1, 0.1)), floor={"inside psnr": math.nan}).verdict == UNDECIDED
+
+
+def test_what_is_lost_outweighs_what_is_not_a_number():
+    plain, fast = pairs(losses_of(5, 0.1))
+    fast["case 7", 1] = Scores({**fast["case 7", 1].inside, "psnr": math.nan}, {}, {}, 0)
+    assert compare(plain, fast).verdict == FAIL
 
 
 def test_what_the_plain_path_does_to_itself_is_allowed_for():

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import select, update
@@ -133,12 +135,39 @@ def test_what_is_old_is_forgotten(address: str) -> None:
             connection.execute(
                 update(tables.leases).where(tables.leases.c.lease == "old").values(seen=int(NOW * 1000) - 86_400_000)
             )
-        assert ledger.forget(NOW - 4 * 86_400) == 5
-        assert ledger.forget(NOW - 4 * 86_400) == 0
+        assert ledger.forget(NOW - 4 * 86_400) == (5, 0)
+        assert ledger.forget(NOW - 4 * 86_400) == (0, 0)
         assert {one.lease for one in sums.held(ledger, 0, 3 * NOW)} == {"new", "old"}
         ledger.forget(NOW - 60)
         assert {one.lease for one in sums.held(ledger, 0, 3 * NOW)} == {"new"}
     assert total(address).edits == 1
+
+
+def test_old_records_are_forgotten_too(address: str) -> None:
+    """A date may be in another zone, without one, or none at all."""
+    day = datetime.fromtimestamp(NOW, UTC)
+    dates = [(day - timedelta(days=n)).isoformat(timespec="seconds") for n in range(400)]
+    odd = [day.astimezone(timezone(timedelta(hours=9))).isoformat(), dates[399][:10], "", "some day"]
+    rows = [Record("bench", "x", 1.0, "s", date=date) for date in (*dates, *odd)]
+    with Ledger(address, write=True) as ledger:
+        ledger.add([*rows, entry(time=NOW)])
+        assert ledger.forget(NOW - 9.5 * 86_400) == (0, 391)
+        assert [row.date for row in ledger.records()] == [*dates[:10], odd[0], "", "some day"]
+    assert total(address).edits == 1
+
+
+def test_what_came_of_a_record_is_known(address: str) -> None:
+    """Whole numbers in a column of fractions, and text that no database takes as it is."""
+    rows = [
+        Record("bench", "x", 12, "1", 11, 13, 5, extra={"step": 3, "whole": 3.0, "text": "nul\0"}),
+        Record("bench", "x\0", 1, ""),
+    ]
+    with Ledger(address, write=True) as ledger:
+        assert ledger.absent(rows) == rows
+        ledger.add(rows)
+        assert ledger.absent([*rows, replace(rows[0], value=12.5)]) == [replace(rows[0], value=12.5)]
+        with pytest.raises(InvalidEntry):
+            ledger.absent([Record("bench", "x", 10**400, "")])
 
 
 def test_a_device_is_held_from_the_start_until_it_is_last_seen(address: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
+import books
 from books import Postgres, entry, total, until, warnings, writing
 from retouch import serve
 from retouch.edit import InvalidOption
@@ -124,6 +125,20 @@ def test_a_postgres_that_goes_away_and_comes_back(postgres: Postgres | None, cap
             postgres.start()
         until(lambda: writer.written == 31)
     assert total(address).edits == 31
+
+
+def test_a_postgres_that_does_not_start_is_no_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # which the user that it is run as may enter
+        os.chmod(folder, 0o755)
+        initdb = Path(folder) / "initdb"
+        initdb.write_text("#!/bin/sh\necho 'no locale of that name' >&2\nexit 3\n")
+        initdb.chmod(0o755)
+        monkeypatch.setattr("books.shutil.which", lambda name: str(initdb))
+        with pytest.raises(RuntimeError, match=r"(?s)initdb of .* failed with 3:.no locale of that name"):
+            next(books.postgres())
+        monkeypatch.setattr("books.shutil.which", lambda name: None)
+        monkeypatch.setattr("books.Path.glob", lambda self, pattern: iter(()))
+        assert next(books.postgres()) is None
 
 
 def test_a_database_that_is_away_is_said_without_its_password(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from endpoints import WHERE, edit
 from retouch import cli, record, trace
 from retouch.edit import RetouchError, Usage
+from retouch.ledger import Ledger
 from retouch.measure import load_command, summary
 from retouch.measure.endpoint import EXTENSIONS
 from retouch.measure.load import Answer, Replay, saturation
@@ -101,11 +102,14 @@ def file(tmp_path, small):
 def test_the_command_loads_a_server(file, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     with Serving(worker=Painter()) as server:
-        common = [str(file), "--url", f"{server.url}/v1", "--out", str(out)]
+        books = str(tmp_path / "ledger.sqlite")
+        common = [str(file), "--url", f"{server.url}/v1", "--out", str(out), "--ledger", books]
         assert cli.main(["load", *common, "--clients", "2", "--deadline", "30", "--fresh"]) == 0
         assert cli.main(["load", *common, "--speed", "20", "--requests", "6", "--send", "seed,use_cache"]) == 0
     rows = record.read(out)
     assert {row.suite for row in rows} == {"load"}
+    with Ledger(books) as ledger:
+        assert ledger.records() == rows
     first, second = ([row for row in rows if row.extra["loop"] == loop] for loop in ("closed", "open"))
     assert first[0].n == 12
     assert second[0].n == 6

@@ -1,4 +1,4 @@
-"""Quality of a target: it is asked for every case, its losses become rows, a sheet and an exit code."""
+"""Quality of a target: it is asked for every case, its losses become rows and a sheet."""
 
 import asyncio
 import json
@@ -6,52 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from judged import case, losses_of, noisy, pairs
-from retouch import cli, record
-from retouch.edit import InvalidOption, Usage
-from retouch.measure import cases as edit_sets
-from retouch.measure import floor, metrics, quality, quality_command
+from judged import Painter, case, losses_of, noisy, pairs
+from retouch.edit import InvalidOption
+from retouch.measure import floor, metrics, quality
 from retouch.measure.gate import PASS, Bounds
 from retouch.measure.quality import Answers, answers, compare, score, scored, sheet
-from retouch.measure.targets import Failed, Served
+from retouch.measure.targets import Failed
 
 # Asking a target
-
-
-class Painter:
-    """Answers with the truth of the case it is asked for, or does as it is told."""
-
-    name = "painter"
-
-    def __init__(self, cases, wrong=None):
-        self.truths = {one.edit.image.tobytes(): one.truth for one in cases}
-        self.wrong, self.sent, self.brought = wrong, [], 0
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        return None
-
-    async def document(self, image, tenant):
-        self.brought += 1
-        return image
-
-    async def kept(self, made, tenant):
-        return made
-
-    def prepare(self, call):
-        return call.drawn()
-
-    async def send(self, call, prepared, document):
-        await asyncio.sleep(0)
-        self.sent.append(call.seed)
-        made = self.truths[document.tobytes()]
-        if self.wrong is not None:
-            made = self.wrong(made)
-        return Served(0.0, made if isinstance(made, list) else [made], usage=Usage())
 
 
 def asked(target, cases, **more):
@@ -222,67 +185,3 @@ def test_a_judge_that_was_not_trained_is_refused(tmp_path):
 
     with pytest.raises(InvalidOption, match="no finished judge"):
         Learned(judge=tmp_path)
-
-
-# The command
-
-
-def test_the_engine_is_held_against_the_whole_path(tmp_path, capsys):
-    """On a tenth of the set: undecided, with everything shown; outside identical on real weights."""
-    out, page = tmp_path / "rows.jsonl", tmp_path / "worst.png"
-    asked = ["quality", "--engine", "--dtype", "float32", "--against", "whole", "--cases", "2", "--seeds", "1"]
-    code = cli.main([*asked, "--out", str(out), "--sheet", str(page)])
-    printed = capsys.readouterr().out
-    assert code == quality_command.UNSURE, printed
-    assert "undecided" in printed
-    assert "2 cases are too few" in printed
-    rows = record.read(out)
-    by_path = {row.extra["path"]: row.value for row in rows if row.name == "inside psnr" and not row.extra["kind"]}
-    assert set(by_path) == {"whole", "engine"}
-    assert all(row.value == 0 for row in rows if row.name == "edits changed outside")
-    assert Image.open(page).width > 1000
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_gate_that_fails_is_exit_code_1(monkeypatch, tmp_path, capsys):
-    """Two painters in place of engines: what one paints wrong is certain."""
-    cases = [case((64, 60), f"{i}", seed=i) for i in range(20)]
-    edit_sets.write(tmp_path, cases)
-    sides = {"http://plain": None, "http://fast": lambda made: np.clip(made.astype(int) + 30, 0, 255).astype(np.uint8)}
-    monkeypatch.setattr(quality_command, "Endpoint", lambda url, **_: Painter(cases, sides[url]))
-    base = ["quality", "--edits", str(tmp_path), "--against", "http://plain", "--limit", "inside psnr=0.5"]
-    assert cli.main([*base, "--url", "http://fast"]) == 1
-    assert "changed pixels outside" in " ".join(capsys.readouterr().out.split())
-    assert cli.main([*base, "--url", "http://plain", "--floor"]) == 0
-    assert "pass" in capsys.readouterr().out
-    assert cli.main([*base, "--url", "http://plain", "--seeds", "1"]) == 3
-
-
-def test_a_server_that_is_down_is_one_error_and_exit_code_1(capsys):
-    pytest.importorskip("httpx")
-    assert cli.main(["quality", "--url", "http://127.0.0.1:9", "--cases", "2", "--seeds", "1"]) == 1
-    assert "nothing was answered: unreachable" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (["--seeds", "0"], "at least 1"),
-        (["--kind", "repaint"], "no kind"),
-        (["--limit", "psnr=1"], "ZONE METRIC"),
-        (["--limit", "inside psnr=x"], "ZONE METRIC"),
-        (["--limit", "inside psnr=-1"], "above 0"),
-        (["--level", "2"], "level"),
-        (["--sheet", "a.png"], "--against"),
-        (["--edits", "nowhere"], "no index"),
-        (["--lpips", "a", "b"], "cannot be read"),
-    ],
-)
-def test_bad_options_are_refused(wrong, said, capsys):
-    assert cli.main(["quality", "--engine", *wrong]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_options_of_an_engine_are_not_a_servers(capsys):
-    assert cli.main(["quality", "--url", "http://127.0.0.1:9", "--keys", "int8"]) == 2
-    assert "options of --engine" in capsys.readouterr().err

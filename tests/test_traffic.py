@@ -235,6 +235,8 @@ def test_missing_and_changed_pictures_are_named_with_their_line(folder, tmp_path
         Pictures(folder).check(made, path)
     with pytest.raises(InvalidTrace, match=r"the crop .* leaves b.png, which is 64 x 48"):
         Pictures(folder).pixels(View(hash_of((folder / "b.png").read_bytes()), (64, 48), "b.png", (0, 0, 65, 48)))
+    with pytest.raises(InvalidTrace, match=r"the crop \[70, 0, 90, 48\] leaves b.png, which is 64 x 48; mend the line"):
+        Pictures(folder).pixels(View(hash_of((folder / "b.png").read_bytes()), (64, 48), crop=(70, 0, 90, 48)))
     assert first.file == "a.png"
 
 

@@ -103,12 +103,27 @@ class Ledger:
             if lease is not None:
                 self._see(connection, lease)
 
-    def forget(self, before: float) -> int:
-        """Remove the edits that ended, and the leases that were last seen, before that time. Returns how many edits."""
-        limit = int(before * 1000)
+    def forget(self, before: float) -> tuple[int, int]:
+        """Remove the edits that ended, the leases that were last seen, and the Records that were made before that time. Returns
+        how many edits, and how many Records. A Record without a date stays.
+        """
+        limit, numbers = int(before * 1000), tables.records.c.record
         with self.begin() as connection:
             connection.execute(delete(tables.leases).where(tables.leases.c.seen < limit))
-            return int(connection.execute(delete(tables.edits).where(tables.edits.c.time < limit)).rowcount)
+            edits = int(connection.execute(delete(tables.edits).where(tables.edits.c.time < limit)).rowcount)
+            dated = connection.execute(select(numbers, tables.records.c.date)).all()
+            old = [number for number, date in dated if (made := tables.moment_of(date)) is not None and made < before]
+            for start in range(0, len(old), TOGETHER):
+                connection.execute(delete(tables.records).where(numbers.in_(old[start : start + TOGETHER])))
+        return edits, len(old)
+
+    def absent(self, rows: Sequence[Record]) -> list[Record]:
+        """Those that are not in the books. Raises InvalidEntry for one that no database takes."""
+        known = {tables.known_as(row) for row in self.records()}
+        try:
+            return [row for row in rows if tables.known_as(row) not in known]
+        except (OverflowError, ValueError) as error:
+            raise InvalidEntry(f"a row cannot be written ({error!r}).") from error
 
     def records(self) -> list[Record]:
         """All, in the order in which they were written."""

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, SmallInteger, String, Table, Text
@@ -129,16 +130,36 @@ class Lease:
 
 
 def row_of(record: Record) -> tuple[Any, ...]:
-    """In the order of RECORD_COLUMNS."""
-    values = (getattr(record, f.name) for f in fields(Record) if f.name != "extra")
-    extra = json.dumps(dict(record.extra), ensure_ascii=False)
-    return *(_plain(value) if isinstance(value, str) else value for value in values), _plain(extra)
+    """In the order of RECORD_COLUMNS, with the values that a database gives back."""
+    values = (_kept(str(f.type), getattr(record, f.name)) for f in fields(Record) if f.name != "extra")
+    return *values, _plain(json.dumps(dict(record.extra), ensure_ascii=False))
+
+
+def _kept(kind: str, value: Any) -> Any:
+    """Text without what some refuse; a whole number in a column of fractions as a fraction."""
+    if isinstance(value, str):
+        return _plain(value)
+    return float(value) if isinstance(value, int) and "float" in kind else value
 
 
 def record_of(row: tuple[Any, ...]) -> Record:
     *values, extra = row
     names = [f.name for f in fields(Record) if f.name != "extra"]
     return Record(**dict(zip(names, values, strict=True)), extra=json.loads(extra))
+
+
+def known_as(record: Record) -> str:
+    """The same for a Record that was just read from a file and for the one that came of it in the books."""
+    return json.dumps(record_of(row_of(record)).flat(), sort_keys=True)
+
+
+def moment_of(date: str) -> float | None:
+    """Of a Record's date, seconds since 1970; of UTC unless it says otherwise. None where it is no date."""
+    try:
+        found = datetime.fromisoformat(date)
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _micro(seconds: float) -> int:

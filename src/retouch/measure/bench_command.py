@@ -19,13 +19,14 @@ from retouch import record, trace
 from retouch.edit import InvalidOption
 from retouch.measure import report, table, tally
 from retouch.measure.contest import Contest
+from retouch.measure.kept import Kept, add_option
 from retouch.measure.machine import Machine
 from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Plan, of_trace
 from retouch.measure.standing import standings
 from retouch.measure.subjects import PEERS, Common, Subject, chosen, named, peers, rungs, spread
 from retouch.measure.traffic import MIXES, make, option, turned
-from retouch.measure.trial import Course
+from retouch.measure.trial import LEAST, Course
 from retouch.record import Record, Scalar
 from retouch.trace import Trace
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=600.0, metavar="S", help="that a subject may take to start (%(default)s)")
     add("--pictures", type=Path, metavar="DIR", help="the folder of the trace's pictures (the bundled photos)")
     add("--out", type=Path, default=Path("out/bench.jsonl"), metavar="FILE", help="rows are added to it (%(default)s)")
+    add_option(parser)
     add("--resume", action="store_true", help="go on with the last run in --out: who has figures there is left out")
     add("--report", type=Path, default=Path("out/bench.html"), metavar="FILE", help="and FILE.md beside it (%(default)s)")
     add("--from", dest="rows", type=Path, metavar="FILE", help="measure nothing: the report of these rows")
@@ -115,6 +117,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> int:
     asked = _trace(args)
+    first = [request.at for request in asked.requests[:LEAST]]
+    if args.curves and first[0] == first[-1]:
+        raise InvalidOption("--curves needs a trace whose requests come one after the other; give another, or leave it out.")
     pictures = Pictures(args.pictures)
     pictures.check(asked, args.trace or Path(f"the trace of --mix {args.mix}"))
     machine = Machine.here(args.dtype, args.threads)
@@ -134,7 +139,7 @@ def _measure(args: argparse.Namespace) -> int:
     if earlier:
         extra["run"] = earlier[0].extra["run"]
     contest = Contest(
-        _course(args, of_trace(asked, pictures), machine), args.out, where,
+        _course(args, of_trace(asked, pictures), machine), Kept(args.out, args.ledger), where,
         extra, price.per_hour, machine.rate, _jury(args), earlier,
     )  # fmt: skip
     try:

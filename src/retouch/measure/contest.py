@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from retouch import record
 from retouch.measure import tally, waterfall
+from retouch.measure.kept import Kept
 from retouch.measure.load import Answer
 from retouch.measure.subjects import AGAIN, LADDER, Subject
 from retouch.measure.trial import Course, run
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Contest:
-    """`where` and `extra` go with every row, `rate` measures the machine, `earlier` are rows of the same run, which goes on."""
+    """`kept` takes the rows; `where` and `extra` go with every one, `rate` measures the machine, `earlier` are rows of the same
+    run, which goes on.
+    """
 
     course: Course
-    out: Path
+    kept: Kept
     where: Mapping[str, Any]
     extra: Mapping[str, Scalar]
     per_hour: float
@@ -78,7 +80,7 @@ class Contest:
         self._keep(made)
 
     def _keep(self, made: Sequence[Record]) -> None:
-        record.append(self.out, made)
+        self.kept.add(made)
         self.rows += made
 
 

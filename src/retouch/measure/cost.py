@@ -15,15 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retouch import config, record
+from retouch import config
 from retouch.edit import InvalidOption
 from retouch.ledger import Ledger, sums
 from retouch.ledger.sums import Held, Sum
+from retouch.measure import cost_records
 
 BY = ("tenant", "model", "stage", "day")
 ONLY = ("model", "tenant")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MILLION = 1e6
+SINCE = "7d"
 
 COLUMNS = {
     "edits": "edits", "device_seconds": "device s", "dollars": "$", "dollars_per_million": "$/M", "held_dollars": "held $",
@@ -59,21 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Raises InvalidOption, InvalidLedger, LedgerAway."""
     args = _parser().parse_args(argv)
     now = time.time()
-    since = moment("--since", args.since, now)
+    since = moment("--since", args.since or SINCE, now)
     until = now + 1 if args.until is None else moment("--until", args.until, now)
-    if since >= until:
-        raise InvalidOption(f"--since {args.since} is not before {'now' if args.until is None else '--until ' + args.until}.")
-    if args.held is not None and not (math.isfinite(args.held) and args.held > 0):
-        raise InvalidOption(f"--held is {args.held}; give the hours that devices were held, above 0.")
+    _check(args, since, until)
     before = None if args.forget_before is None else moment("--forget-before", args.forget_before, now)
     address = str(config.ledger_file()) if args.ledger is None else args.ledger
     if before is not None:
         forget(address, before)
     if args.take is not None:
-        take(address, args.take)
+        cost_records.take(address, args.take)
+    if args.records is not None:
+        form = "json" if args.json else "csv" if args.csv else ""
+        cost_records.tell(address, args.records, -math.inf if args.since is None else since, until, form)
+        return 0
     with Ledger(address) as ledger:
         only = {name: value for name in ONLY if (value := getattr(args, name)) is not None}
-        books, where = read(ledger, args.by, since, until, args.held, only), str(ledger)
+        books, where = read(ledger, args.by or BY[0], since, until, args.held, only), str(ledger)
     if args.json:
         print(json.dumps(as_json(books), ensure_ascii=False, indent=2))
     elif args.csv:
@@ -88,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("retouch cost", "retouch cost [options]", __doc__, allow_abbrev=False)
     add, when = parser.add_argument, "WHEN"
-    add("--since", default="7d", metavar=when, help="7d, 12h, 30m ago, or a date such as 2026-11-01 in UTC (%(default)s)")
+    add("--since", metavar=when, help=f"7d, 12h, 30m ago, or a date such as 2026-11-01 in UTC ({SINCE}; with --records all)")
     add("--until", metavar=when, help="the same; up to now without it")
-    add("--by", choices=BY, default="tenant", help="what a row is; days are those of UTC (%(default)s)")
+    add("--by", choices=BY, help=f"what a row is; days are those of UTC ({BY[0]})")
     add("--model", metavar="NAME", help="only the edits by this model, or filter (all)")
     add("--tenant", metavar="NAME", help="only the edits of this tenant (all)")
     form = parser.add_mutually_exclusive_group()
@@ -99,8 +102,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--ledger", metavar="ADDRESS", help="a file or an SQLAlchemy URL (the file in the data folder)")
     add("--held", type=float, metavar="HOURS", help="that devices were held, where the ledger does not know (or not all)")
     add("--take", type=Path, metavar="FILE", help="first bring in the Records of a bench, as JSON lines")
-    add("--forget-before", metavar=when, help="first remove the edits that ended before that, for good")
+    add("--records", nargs="?", const="", metavar="SUITE", help="list the benchmark rows instead, of one suite or all")
+    add("--forget-before", metavar=when, help="first remove the edits that ended, and the benchmark rows from, before that")
     return parser
+
+
+def _check(args: argparse.Namespace, since: float, until: float) -> None:
+    """Raises InvalidOption."""
+    if since >= until:
+        said = "now" if args.until is None else f"--until {args.until}"
+        raise InvalidOption(f"--since {args.since or SINCE} is not before {said}.")
+    if args.held is not None and not (math.isfinite(args.held) and args.held > 0):
+        raise InvalidOption(f"--held is {args.held}; give the hours that devices were held, above 0.")
+    if args.records is not None:
+        for name in ("by", *ONLY, "held"):
+            if getattr(args, name) is not None:
+                raise InvalidOption(f"--{name} is of edits; leave it out, or leave out --records.")
 
 
 def moment(option: str, text: str, now: float) -> float:
@@ -119,22 +136,13 @@ def moment(option: str, text: str, now: float) -> float:
 
 
 def forget(address: str, before: float) -> None:
-    """Remove what ended earlier, from a ledger that is there."""
+    """Remove what ended, or was measured, earlier, from a ledger that is there."""
     with Ledger(address):  # which refuses to begin one
         pass
     with Ledger(address, write=True) as ledger:
-        gone = ledger.forget(before)
-        print(f"retouch: {gone:,} edits that ended before {said(before)} were removed from {ledger}.", file=sys.stderr)
-
-
-def take(address: str, path: Path) -> None:
-    """Bring in the Records of a file, but for those that are in the books already. Raises RetouchError where it is none."""
-    rows = record.read(path)
-    with Ledger(address, write=True) as ledger:
-        known = {json.dumps(row.flat(), sort_keys=True) for row in ledger.records()}
-        new = [row for row in rows if json.dumps(row.flat(), sort_keys=True) not in known]
-        ledger.add(new)
-        print(f"retouch: {len(new):,} of {len(rows):,} records of {path} were new to {ledger}.", file=sys.stderr)
+        edits, records = ledger.forget(before)
+        gone = f"{edits:,} edits that ended before {said(before)}, and {records:,} benchmark records from before it,"
+        print(f"retouch: {gone} were removed from {ledger}.", file=sys.stderr)
 
 
 def read(

@@ -98,9 +98,11 @@ def decide(
     bounds: Bounds, floor: Mapping[str, float] | None = None,
 ) -> Verdict:  # fmt: skip
     """From metrics by "zone metric" of every pair. `floor`: how far the plain path's means move between runs that ought to be
-    equal (`floor.py`). A bound that comes so near to its limit decides nothing.
+    equal (`floor.py`). A bound that comes so near to its limit decides nothing, nor does a gated value that is no number.
     """
     pairs = sorted(set(plain) & set(fast))
+    strange = {name: [key for key in pairs if _strange(name, plain[key], fast[key])] for name in bounds.limits}
+    plain, fast = _numbers(plain), _numbers(fast)
     unpaired = tuple(sorted(set(plain) ^ set(fast)))
     names = list(dict.fromkeys([*bounds.limits, *(name for key in pairs for name in plain[key])]))
     losses = {}
@@ -109,10 +111,20 @@ def decide(
         if loss is not None:
             losses[name] = loss
     floor = floor or {}
-    failed, unsure = _failures(losses, changed, bounds, floor), _doubts(losses, pairs, unpaired, bounds, floor)
+    failed, unsure = _failures(losses, changed, bounds, floor), _doubts(losses, pairs, unpaired, strange, bounds, floor)
     verdict = FAIL if failed else UNDECIDED if unsure else PASS
     worst = sorted(pairs, key=lambda key: _badness(key, plain, fast, changed, bounds), reverse=True)
     return Verdict(verdict, (*failed, *unsure), losses, tuple(worst), unpaired, changed)
+
+
+def _strange(name: str, *sides: Mapping[str, float]) -> bool:
+    """Whether it was measured, and what came is not a number."""
+    return any(name in side and not math.isfinite(side[name]) for side in sides)
+
+
+def _numbers(side: Mapping[Key, Mapping[str, float]]) -> dict[Key, dict[str, float]]:
+    """Without what is none: every comparison with it is false, and so would pass."""
+    return {key: {name: value for name, value in found.items() if math.isfinite(value)} for key, found in side.items()}
 
 
 def _failures(
@@ -132,8 +144,9 @@ def _failures(
 
 
 def _doubts(
-    losses: Mapping[str, Loss], pairs: Sequence[Key], unpaired: Sequence[Key], bounds: Bounds, floor: Mapping[str, float]
-) -> list[str]:
+    losses: Mapping[str, Loss], pairs: Sequence[Key], unpaired: Sequence[Key], strange: Mapping[str, Sequence[Key]],
+    bounds: Bounds, floor: Mapping[str, float],
+) -> list[str]:  # fmt: skip
     reasons = []
     cases, seeds = _counts(pairs)
     if cases < bounds.cases:
@@ -144,12 +157,15 @@ def _doubts(
         reasons.append(f"{len(unpaired)} edits were answered by one path only")
     for name, limit in bounds.limits.items():
         loss = losses.get(name)
+        if strange[name]:
+            case, seed = strange[name][0]
+            reasons.append(f"{name} is not a number in {len(strange[name])} edits ({case}, seed {seed})")
         if loss is None or loss.n < cases:
             scored = 0 if loss is None else loss.n
             reasons.append(f"{name} was measured in {scored} of {cases} cases")
-        elif loss.high >= limit:
+        elif not loss.high < limit:
             reasons.append(f"{name} may lose {loss.high:.3g} (limit {limit:g})")
-        elif loss.high + floor.get(name, 0.0) >= limit:
+        elif not loss.high + floor.get(name, 0.0) < limit:
             moved = f"the plain path itself moves by {floor[name]:.3g}"
             reasons.append(f"{name} may lose {loss.high:.3g}, and {moved} (limit {limit:g})")
     return reasons
@@ -181,7 +197,8 @@ def _loss(
 def pair_losses(
     plain: Mapping[Key, Mapping[str, float]], fast: Mapping[Key, Mapping[str, float]], names: Sequence[str]
 ) -> dict[Key, dict[str, float]]:  # fmt: skip
-    """By pair, of the named metrics ("inside psnr"); above 0 the fast path is worse."""
+    """By pair, of the named metrics ("inside psnr") that are numbers; above 0 the fast path is worse."""
+    plain, fast = _numbers(plain), _numbers(fast)
     return {
         key: {
             name: _lost(name, plain[key][name], fast[key][name]) for name in names if name in plain[key] and name in fast[key]

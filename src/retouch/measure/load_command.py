@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retouch import record, trace
+from retouch import trace
 from retouch.edit import InvalidOption
 from retouch.measure import summary
 from retouch.measure.endpoint import EXTENSIONS, Endpoint
+from retouch.measure.kept import Kept, add_option
 from retouch.measure.load import Answer, Heard, closed_loop, open_loop, saturation
 from retouch.measure.pictures import Pictures
 from retouch.measure.plan import Plan, of_trace
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = Pictures(args.pictures, args.stand_ins)
     pictures.check(asked, args.trace)
     plan = of_trace(asked, pictures, args.reuse)
+    kept = Kept(args.out, args.ledger)
     extra: dict[str, Any] = {
         "trace": args.trace.name, "trace_hash": hash_of(args.trace.read_bytes()), "mix": asked.mix, "trace_seed": asked.seed,
         "knobs": turned(asked.mix, asked.knobs), "new_documents": not asked.knobs.get("documents"), "requests": len(plan.calls),
@@ -58,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if engine is not None:
             engine.close()
+    kept.add(rows)
     console = Console()
     console = console if console.is_terminal else Console(width=120)
     console.print(summary.table(rows, f"{args.trace.name} on {target.name}"), highlight=False)
     if args.out is not None:
-        record.append(args.out, rows)
         print(f"rows in {args.out}")
     return int(all(row.value is None or row.name == "errors" for row in rows))
 
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--field", action="append", default=[], metavar="NAME=VALUE", help="a further field of each request; repeatable")
     add("--stand-ins", action="store_true", help="for pictures and prompts that were not recorded")
     add("--out", type=Path, metavar="FILE", help="add the rows to it, as JSON lines")
+    add_option(parser)
     add("--pictures", type=Path, metavar="DIR", help="the folder of the trace's pictures (the bundled photos)")
     return parser
 

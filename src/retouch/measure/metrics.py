@@ -119,7 +119,8 @@ METRICS = (
         )
     ),
 )
-UNITS: Mapping[str, str] = {"psnr": "dB", "clip": "points", **{metric.name: metric.unit for metric in METRICS}}
+UNITS: Mapping[str, str] = {"psnr": "dB", "lpips": "", "clip": "points", **{metric.name: metric.unit for metric in METRICS}}
+"""Of everything that may be measured, also of what needs weights (`learned.py`)."""
 
 
 @lru_cache

@@ -80,9 +80,15 @@ class Pictures:
         return np.array(Image.fromarray(image).resize(found.size, Image.Resampling.LANCZOS))
 
     def _found(self, view: View) -> View:
-        """The view with a file that is there. Raises InvalidTrace."""
-        if not view.file:
-            return self._by_hash(view)
+        """The view with a file that is there, and a crop that lies in it. Raises InvalidTrace."""
+        found = self._by_name(view) if view.file else self._by_hash(view)
+        if found.crop is not None:
+            size, crop = self._size(found.file), list(found.crop)
+            if crop[2] > size[0] or crop[3] > size[1]:
+                raise InvalidTrace(f"the crop {crop} leaves {found.file}, which is {size[0]} x {size[1]}; mend the line.")
+        return found
+
+    def _by_name(self, view: View) -> View:
         if view.file not in self.names:
             raise InvalidTrace(f"{view.file} is not in {self.folder}; give the folder that has it with --pictures.")
         if self._hash(view.file) != view.hash:
@@ -90,9 +96,6 @@ class Pictures:
                 f"{self.folder / view.file} has changed since the trace was made (its hash is {self._hash(view.file)}, not "
                 f"{view.hash}); bring that file back, or make the trace again."
             )
-        size = self._size(view.file)
-        if view.crop is not None and (view.crop[2] > size[0] or view.crop[3] > size[1]):
-            raise InvalidTrace(f"the crop {list(view.crop)} leaves {view.file}, which is {size[0]} x {size[1]}; mend the line.")
         return view
 
     def _by_hash(self, view: View) -> View:

@@ -25,7 +25,9 @@ from retouch.measure.zones import zones_of
 from retouch.record import Record, Scalar
 from retouch.train.cases import main_hue
 
-__all__ = ["Answers", "Bounds", "Key", "Scores", "Verdict", "answers", "compare", "records", "score", "scored", "sheet"]
+__all__ = [
+    "Answers", "Bounds", "Key", "Scores", "Verdict", "answers", "compare", "judged", "records", "score", "scored", "sheet",
+]  # fmt: skip
 
 SUITE = "quality"
 Look = Callable[[Case, np.ndarray], tuple[dict[str, float], bool | None]]
@@ -163,13 +165,7 @@ def records(
 
     `where` is `record.environment`. A loss's low and high are its confidence bounds, of the others p10 and p90.
     """
-    path = {"path": name, **(extra or {})}
-
-    def row(what: str, value: float | None, unit: str, **more: Any) -> Record:
-        said = more.pop("said", {})
-        return Record(SUITE, what, value, unit, **more, **where, extra={**path, **said})
-
-    rows = []
+    row, rows = _row(name, where, extra), []
     for kind in ("", *dict.fromkeys((kinds or {}).values())):
         chosen = {key: one for key, one in scores.items() if not kind or (kinds or {}).get(key[0]) == kind}
         rows += [row(what, said={"kind": kind}, **spread) for what, spread in _spreads(chosen).items()]
@@ -184,19 +180,29 @@ def records(
         (case, seed), why = next(iter(failed.items()))
         rows.append(row("failed edits", float(len(failed)), "1", said={"first": f"{case}, seed {seed}: {why}"}))
     rows += [row(f"inside {metric}", None, metrics.UNITS[metric], n=0, error=why) for metric, why in metrics.missing().items()]
-    if verdict is not None:
-        rows += _judged(verdict, row)
-    return rows
+    return rows if verdict is None else [*rows, *judged(name, verdict, where, extra)]
+
+
+def _row(name: str, where: Mapping[str, Any], extra: Mapping[str, Scalar] | None) -> Callable[..., Record]:
+    def row(what: str, value: float | None, unit: str, **more: Any) -> Record:
+        said = more.pop("said", {})
+        return Record(SUITE, what, value, unit, **more, **where, extra={"path": name, **(extra or {}), **said})
+
+    return row
 
 
 def _spreads(scores: Mapping[Key, Scores]) -> dict[str, dict[str, Any]]:
-    """Value (the mean, which is what losses are of), unit, p10, p90 and n by "zone metric"."""
+    """Value (the mean, which is what losses are of), unit, p10, p90 and n by "zone metric"; or why there is no mean."""
     flat = [one.flat() for one in scores.values()]
     found: dict[str, dict[str, Any]] = {}
     for what in dict.fromkeys(name for one in flat for name in one):
         values = [one[what] for one in flat if what in one]
-        low, high = (float(np.percentile(values, at)) for at in (10, 90))
         unit = metrics.UNITS.get(what.split()[-1], "")
+        if strange := int((~np.isfinite(values)).sum()):
+            error = f"not a number in {strange} of {len(values)} edits"
+            found[what] = {"value": None, "unit": unit, "n": 0, "error": error}
+            continue
+        low, high = (float(np.percentile(values, at)) for at in (10, 90))
         found[what] = {"value": float(np.mean(values)), "unit": unit, "low": low, "high": high, "n": len(values)}
     right = [one.right for one in scores.values() if one.right is not None]
     if right:
@@ -204,8 +210,11 @@ def _spreads(scores: Mapping[Key, Scores]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _judged(verdict: Verdict, row: Callable[..., Record]) -> list[Record]:
-    rows = []
+def judged(
+    name: str, verdict: Verdict, where: Mapping[str, Any], extra: Mapping[str, Scalar] | None = None
+) -> list[Record]:  # fmt: skip
+    """Rows of the path `name`: its paired losses with bounds, and the gate."""
+    row, rows = _row(name, where, extra), []
     for loss in verdict.losses.values():
         said: dict[str, Scalar] = {"plain": loss.plain, "fast": loss.fast, "limit": loss.limit, "seeds": loss.seeds}
         finite = np.isfinite([loss.low, loss.high]).all()

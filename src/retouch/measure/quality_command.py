@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retouch import picture, record
+from retouch import picture
 from retouch.edit import InvalidOption, RetouchError
 from retouch.measure import floor, metrics, quality
 from retouch.measure.cases import BUNDLED, Case, load
 from retouch.measure.endpoint import Endpoint
 from retouch.measure.gate import FAIL, LIMITS, PASS, Bounds, Key, Verdict, pair_losses
+from retouch.measure.kept import Kept, add_option
 from retouch.measure.quality import Answers, Look, Scores
 from retouch.measure.quality_table import tables
 from retouch.measure.targets import InProcess, Target, where_of
@@ -68,19 +69,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     look = _learned(args)
     if args.sheet is not None:
         picture.check_output(args.sheet, np.zeros((1, 1, 3), np.uint8))
-    plain = None if args.against is None else asyncio.run(_see(args, args.against, cases, look, bounds, noisy=args.floor))
+    kept, rows = Kept(args.out, args.ledger), list[Record]()
+
+    def keep(made: Sequence[Record]) -> None:
+        rows.extend(made)
+        kept.add(made)
+
+    asked, plain = (args, cases, look, bounds), None
+    if args.against is not None:
+        plain = asyncio.run(_see(*asked, args.against, _extra(args, cases), keep, noisy=args.floor))
     name = "engine" if args.engine else args.url
-    fast = asyncio.run(_see(args, name, cases, look, bounds, noisy=args.floor and plain is None))
+    extra = _extra(args, cases, fast=name)
+    fast = asyncio.run(_see(*asked, name, extra, keep, noisy=args.floor and plain is None))
     verdict = None
     if plain is not None:
         verdict = quality.compare(plain.scores, fast.scores, bounds, floor.floor_of(plain.variants, bounds))
-    rows = _rows(args, name, cases, plain, fast, verdict)
+        keep(quality.judged(name, verdict, fast.where, extra))
     console = Console()
     console = console if console.is_terminal else Console(width=120)
     for table in tables(rows, cases, args.seeds, verdict, (args.against, name)):
         console.print(table, highlight=False)
     if args.out is not None:
-        record.append(args.out, rows)
         console.print(f"rows in {args.out}", highlight=False, markup=False)
     if args.sheet is not None and plain is not None and verdict is not None and fast.answered.pictures:
         _sheet(args, name, cases, plain, fast, verdict)
@@ -117,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", action="append", default=[], metavar="NAME=X", help=f"the gate's, instead of {_told(LIMITS)}; repeatable")
     add("--level", type=float, default=0.95, metavar="P", help="confidence of each bound (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="add the rows to it, as JSON lines")
+    add_option(parser)
     add("--sheet", type=Path, metavar="FILE", help="a PNG of the pairs that lose most")
     add("--lpips", type=Path, nargs=2, metavar="FILE", help="weights: torchvision's AlexNet, and LPIPS 0.1's linear layers")
     add("--clip", type=Path, metavar="DIR", help="weights: a CLIPModel of transformers, with its tokenizer")
@@ -143,7 +153,7 @@ def _checked(args: argparse.Namespace) -> Bounds:
     for text in args.limit:
         name, equals, value = text.rpartition("=")
         zone, _, metric = name.partition(" ")
-        known = metric in {"psnr", "lpips", "clip", *metrics.UNITS} and zone in ("inside", "seam", "outside")
+        known = metric in metrics.UNITS and zone in ("inside", "seam", "outside")
         try:
             limits[name] = float(value)
         except ValueError:
@@ -183,72 +193,74 @@ def _opened(args: argparse.Namespace, name: str, **form: Any) -> Iterator[Way]:
 
 
 async def _see(
-    args: argparse.Namespace, name: str, cases: Sequence[Case], look: Look | None, bounds: Bounds, noisy: bool
+    args: argparse.Namespace, cases: Sequence[Case], look: Look | None, bounds: Bounds, name: str, extra: dict[str, Any],
+    keep: Callable[[Sequence[Record]], None], noisy: bool,
 ) -> Seen:  # fmt: skip
-    """`noisy`: its noise floor too, which takes as long again for each variant."""
-    seeds = range(args.seeds)
-    with _opened(args, name) as way:
-        first, scores = await _run(args, way, name, cases, seeds, look, args.clients)
+    """`noisy`: its noise floor too, which takes as long again for each variant. `keep` has rows as soon as they are measured:
+    what comes later may fail.
+    """
+    with ExitStack() as opened:
+        way = opened.enter_context(_opened(args, name))
+        first, scores = await _run(args, way, name, cases, look, args.clients)
         seen = Seen(first, scores, [], {}, where_of(way.target))
-        noisy = noisy and bool(scores)
+        kinds = {case.name: case.kind for case in cases}
+        keep(quality.records(name, scores, None, seen.where, kinds, first.failed, extra))
+        if not (noisy and scores):
+            return seen
 
         async def again(text: str, way: Way, clients: int) -> None:
-            run = await _run(args, way, f"{name}, {text}", cases, seeds, look, clients)
+            run = await _run(args, way, f"{name}, {text}", cases, look, clients)
             one = floor.variant(text, cases, (first, scores), run, bounds)
             seen.variants.extend([one] if one else [])
 
-        if noisy:
+        try:
             await again("answered again", way, args.clients)
             await again("packed", way, TOGETHER)
-    if noisy and way.engine is None:
-        seen.missing["other dtype, compiled"] = "a server has the one form that it was started in"
-    elif noisy:
-        other = "bfloat16" if seen.where["dtype"] == "float32" else "float32"
-        for text, form in ((other, {"dtype": other}), ("compiled", {"compile": True})):
-            try:
-                with _opened(args, name, **form) as way:
-                    await again(text, way, args.clients)
-            except RetouchError:
-                raise
-            except Exception as error:  # a compiler that is not there, or fails, may raise anything
-                seen.missing[text] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            opened.close()  # one engine at a time
+            await _other_forms(args, name, way, seen, again)
+        finally:
+            if seen.variants:
+                keep(floor.records(name, seen.variants, seen.where, floor.between_seeds(scores), seen.missing))
     return seen
 
 
+async def _other_forms(
+    args: argparse.Namespace, name: str, way: Way, seen: Seen, again: Callable[[str, Way, int], Awaitable[None]]
+) -> None:  # fmt: skip
+    if way.engine is None:
+        seen.missing["other dtype, compiled"] = "a server has the one form that it was started in"
+        return
+    other = "bfloat16" if seen.where["dtype"] == "float32" else "float32"
+    for text, form in ((other, {"dtype": other}), ("compiled", {"compile": True})):
+        try:
+            with _opened(args, name, **form) as formed:
+                await again(text, formed, args.clients)
+        except RetouchError:
+            raise
+        except Exception as error:  # a compiler that is not there, or fails, may raise anything
+            seen.missing[text] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 async def _run(
-    args: argparse.Namespace, path: Way, text: str, cases: Sequence[Case], seeds: range, look: Look | None, clients: int
+    args: argparse.Namespace, path: Way, text: str, cases: Sequence[Case], look: Look | None, clients: int
 ) -> tuple[Answers, dict[Key, Scores]]:  # fmt: skip
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        edits, scoring = (bar.add_task(f"{text}: {what}", total=len(cases) * len(seeds)) for what in ("edits", "scores"))
+        edits, scoring = (bar.add_task(f"{text}: {what}", total=len(cases) * args.seeds) for what in ("edits", "scores"))
         target = path.target if path.engine is None else InProcess(path.engine)
         async with target:
-            answered = await quality.answers(target, cases, seeds, clients, args.steps, lambda: bar.advance(edits))
+            answered = await quality.answers(target, cases, range(args.seeds), clients, args.steps, lambda: bar.advance(edits))
         return answered, quality.scored(cases, answered, look, lambda: bar.advance(scoring))
 
 
-def _rows(
-    args: argparse.Namespace, name: str, cases: Sequence[Case], plain: Seen | None, fast: Seen, verdict: Verdict | None
-) -> list[Record]:  # fmt: skip
-    """The plain path's first."""
-    kinds = {case.name: case.kind for case in cases}
+def _extra(args: argparse.Namespace, cases: Sequence[Case], fast: str = "") -> dict[str, Any]:
+    """What was asked, of the plain path's rows, or of those of the `fast` one."""
     extra: dict[str, Any] = {"cases": len(cases), "case_seeds": args.seeds, "clients": args.clients}
     extra |= {"edits": "bundled" if args.edits == BUNDLED else str(args.edits)}
     extra |= {"model": args.model} if args.engine or args.against in OWN else {}
-    rows: list[Record] = []
-    for path, seen in ((args.against, plain), (name, fast)):
-        if seen is None:
-            continue
-        against = {"against": args.against} if seen is fast and plain is not None else {}
-        judged = verdict if seen is fast else None
-        more = {**extra, **against}
-        if path == "engine":
-            more |= {"keys": args.keys, "refresh": args.refresh, "context": args.context}
-        rows += quality.records(path, seen.scores, judged, seen.where, kinds, seen.answered.failed, more)
-        if seen.variants:
-            rows += floor.records(path, seen.variants, seen.where, floor.between_seeds(seen.scores), seen.missing)
-    return rows
+    extra |= {"against": args.against} if fast and args.against is not None else {}
+    return extra | ({"keys": args.keys, "refresh": args.refresh, "context": args.context} if fast == "engine" else {})
 
 
 def _sheet(

@@ -1,4 +1,7 @@
-"""The report of `retouch bench`: one HTML file that needs nothing else, and the same in Markdown. From rows alone."""
+"""The report of `retouch bench`: one HTML file that needs nothing else, and its tables in Markdown. From rows alone.
+
+The charts, the worst pictures, the losses' bounds and what was measured in which order are in the HTML alone.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from html import escape
 from pathlib import Path
 
 from retouch.edit import OutputFailed
-from retouch.measure import charts, table
+from retouch.measure import charts, grids, table
 from retouch.measure.charts import Bar, Curve, Part
-from retouch.measure.report_quality import VERDICTS, quality, scrolled
+from retouch.measure.grids import scrolled
+from retouch.measure.report_quality import VERDICTS, judged_on, quality
 from retouch.measure.standing import Claim, Line, Standing
 from retouch.measure.subjects import AGAIN, RUNG
 from retouch.measure.table import dollars
-from retouch.measure.tally import IDLE
 
 CSS = Path(__file__).with_name("report.css")
-STAGES = {"document": "s1", "prompt": "s2", "start": "s3", "step": "s4", "finish": "s5", "preview": "s6", IDLE: "idle"}
+STAGES = dict(zip(grids.STAGES, ("s1", "s2", "s3", "s4", "s5", "s6", "idle"), strict=True))
 LOOKS = ("s1", "s3", "s4", "s2", "s5", "s6", "s7")
 ROLES = {
     "full": ("peer", "peers, the whole picture"),
@@ -154,17 +157,9 @@ def _stages(standing: Standing) -> str:
             parts.append(Part(at, at + cost, STAGES[stage], f"{stage}: ${dollars(cost)}"))
             at += cost
         shown.append(Bar(line.label, f"${dollars(line.cost or at)}", parts))
-    head = "".join(f"<th scope=col>{escape(stage)}</th>" for stage in seen)
-    rows = "".join(
-        f"<tr><th scope=row>{escape(line.label)}</th>"
-        + "".join(f"<td>{dollars(line.stages.get(stage, 0.0))}</td>" for stage in seen)
-        + "</tr>"
-        for line in lines
-    )
     return (
         f"<h3>Where the dollars go</h3><figure>{charts.legend((STAGES[stage], stage) for stage in seen)}"
-        f"{charts.bars(shown, 'dollars per million edits by stage')}</figure>"
-        + scrolled(f"<thead><tr><th scope=col>$ / million edits</th>{head}</tr></thead><tbody>{rows}</tbody>")
+        f"{charts.bars(shown, 'dollars per million edits by stage')}</figure>" + grids.in_html(grids.stages(standing))
     )
 
 
@@ -226,6 +221,14 @@ def markdown(standings: Sequence[Standing]) -> str:
         parts += _list(table.said(claim) for claim in standing.claims())
         parts += _list(f"ERROR {line.label}: {line.error}" for line in standing.lines if line.error)
         parts += _list(table.notes(standing))
+        quality_by_kind = grids.by_kind(standing.lines)
+        more = {
+            "Where the dollars go": grids.stages(standing), "Latency against load": grids.at_load(standing),
+            "Quality": quality_by_kind,
+        }  # fmt: skip
+        for head, grid in more.items():
+            parts += [f"### {head}\n", grids.in_markdown(grid)] if grid else []
+        parts += [f"{judged_on(standing.lines)}\n"] if quality_by_kind else []
     return "\n".join(parts)
 
 
@@ -237,9 +240,9 @@ def _list(items: Iterable[str]) -> list[str]:
 def markdown_table(standing: Standing) -> str:
     """Of those that have a cost; the second measurement of the last rung is left to the notes."""
     shown = table.columns(standing)
-    rows = [["", *(column.head for column in shown)], ["---", *("---:" for _ in shown)]]
+    rows = [["", *(column.head for column in shown)]]
     for line in standing.lines:
         if line.cost is not None and line.role != AGAIN:
             name = f"**{line.label}**" if line is standing.ours else line.label
             rows.append([name, *(table.cell(standing, line, column) for column in shown)])
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows) + "\n"
+    return grids.in_markdown(rows)

@@ -25,7 +25,7 @@ HELD = 512 << 20
 """Bytes of answers that are kept until the clock has stopped, to be held against their documents."""
 
 LEAST = 8
-"""Requests of a point of the latency curve at least, where the trace has them."""
+"""Requests of a point of the latency curve at least, where the trace has them; they may not all come at once."""
 
 Judge = Callable[[Target], Awaitable[Any]]
 
@@ -107,7 +107,7 @@ async def _loaded(trial: Trial, endpoint: Endpoint, course: Course, heard: Heard
         at, rate = f"at {load:.0%} of its saturation", saturation * load
         said(at)
         plan = _lasting(course.plan.renewed(turn), rate, course.curve_seconds)
-        own = (len(plan.calls) - 1) / max(1e-9, plan.calls[-1].at - plan.calls[0].at)
+        own = (len(plan.calls) - 1) / (plan.calls[-1].at - plan.calls[0].at)
         replay = await open_loop(endpoint, plan, rate / own)
         whole(replay, f"{at} ")
         trial.points.append(Point(load, rate, replay))
