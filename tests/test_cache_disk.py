@@ -194,6 +194,26 @@ def test_a_restart_after_a_crash_sorts_out_what_lies_there(tmp_path: Path, caplo
     assert [Store(disk(tmp_path)).find(key) for key in "abcd"] == [blob(key, 100) for key in "abcd"]
 
 
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_jump_of_the_clock_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+    """Neither what lies there, nor what another process is just writing when one begins whose clock is off."""
+    store, replace, now = Store(disk(tmp_path)), os.replace, time.time() + years * 365 * 86_400
+    store.put("a", blob("a"), 1.0)
+    monkeypatch.setattr("retouch.cache.disk.time.time", lambda: now)
+
+    def meanwhile(part: Path, path: Path) -> None:
+        monkeypatch.setattr("retouch.cache.disk.os.replace", replace)
+        assert Store(disk(tmp_path)).find("a") == blob("a")
+        os.replace(part, path)
+
+    monkeypatch.setattr("retouch.cache.disk.os.replace", meanwhile)
+    store.put("b", blob("b"), 1.0)
+    later = Store(disk(tmp_path))
+    assert [later.find(key) for key in "ab"] == [blob("a"), blob("b")]
+    assert not list(tmp_path.glob("*.part"))
+    check(later)
+
+
 def test_a_file_that_cannot_be_read_this_time_is_a_miss_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(disk(tmp_path))
     made(store, "a")

@@ -51,6 +51,19 @@ def test_the_dashboard_asks_for_metrics_that_are_there(app) -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(boxes)
 
 
+def test_the_dashboard_takes_filters_off_the_price_of_an_edit() -> None:
+    """Their dollars are among all others, and what they made is not among the edits; on a server without any they are none."""
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    (panel,) = [panel for panel in dashboard["panels"] if panel["title"] == "Dollars per million edits"]
+    (target,) = panel["targets"]
+    over, under = target["expr"].split(" / ")
+    of = r'\{instance=~"\$instance"\}\[\$__rate_interval\]\)\)'
+    spent = rf"sum\(rate\(retouch_dollars_total{of}"
+    filters = rf"\(sum\(rate\(retouch_filter_dollars_total{of} or vector\(0\)\)"
+    assert re.fullmatch(rf"1e6 \* \({spent} - {filters}\)", over)
+    assert "retouch_edits_total" in under
+
+
 def test_the_page_on_serving_names_every_metric_option_and_endpoint(app) -> None:
     text = (DOCS / "serving.md").read_text()
     table = text.partition("## Metrics")[2]
@@ -70,6 +83,9 @@ def test_the_page_on_serving_names_every_metric_option_and_endpoint(app) -> None
     for path in app.openapi()["paths"]:
         stem = re.sub(r"\{\w+(:path)?\}", "", path).rstrip("/").removesuffix("/content").removesuffix("/events")
         assert stem in text or stem.startswith("/v2"), path
+    assert "/v2/models/{model}/versions/1" in text
+    for cache in app.state.service.stats()["caches"]:
+        assert cache in table, cache
 
 
 def test_help_fits_a_screen(capsys) -> None:

@@ -117,7 +117,8 @@ def test_options_reach_the_worker(server: Serving) -> None:
     }
     assert server.edit(IMAGE, HOLE, **options).status_code == 200
     edit = asked(server)
-    assert (edit.priority, edit.deadline, edit.guidance, edit.reuse, edit.seed) == (-3, 60.0, 2.5, False, 2**62 - 1)
+    assert (edit.priority, edit.guidance, edit.reuse, edit.seed) == (-3, 2.5, False, 2**62 - 1)
+    assert 30 < edit.deadline < 60, "what is left of it"
     assert edit.negative == "a hat"
     assert edit.prompt == "a red apple"
     server.edit(IMAGE, HOLE)
@@ -229,11 +230,11 @@ def test_uploads_are_there_after_a_restart(tmp_path: Any) -> None:
     with Serving(settings, Painter(options)) as server:
         first, second = (
             server.post("/v1/documents", files={"file": ("x", encoded(photo(seed=i)))}).json()["id"] for i in range(2)
-        )  # 9 kB each: the first one has to go to the disk
+        )  # 9 kB each; where there is a disk, --uploads is no limit
         assert np.array_equal(decoded(server.get(f"/v1/documents/{first}/content").content), photo())
     with Serving(settings, Painter(options)) as server:
         kept = [server.get(f"/v1/documents/{one}").status_code for one in (first, second)]
-    assert 200 in kept
+    assert kept == [200, 200]
 
 
 def test_an_upload_is_there_whatever_it_is_worth() -> None:
@@ -310,7 +311,8 @@ def test_stats_and_metrics_are_the_same_figures() -> None:
         text = server.get("/metrics").text
         schema.Stats.model_validate(stats)
         server.worker.stats = {
-            "queue": {"waiting": 1, "running": 2, "limit": 3}, "step": {"seconds": 0.5, "tokens": 10, "edits": 2, "budget": 20},
+            "queue": {"waiting": 1, "running": 2, "limit": 3},
+            "step": {"seconds": 0.5, "tokens": 10, "edits": 2, "budget": 20},
             "caches": {"documents": {
                 "hits": {"device": 5}, "misses": 1, "joined": 0, "lost": 0, "evicted": {"device": 0}, "bytes": {"device": 9},
                 "budget": {"device": 10}, "saved_seconds": 1.5, "entries": 2,
@@ -325,11 +327,10 @@ def test_stats_and_metrics_are_the_same_figures() -> None:
     assert 'retouch_rejected_total{code="bad_request"} 1.0' in text
     assert 'retouch_stage_seconds_sum{stage="step"} 0.75' in text
     assert 'retouch_dollars_total{tenant=""} 0.00225' in text
-    assert later["queue"] == server.worker.stats["queue"]
+    assert later["caches"]["documents"] == server.worker.stats["caches"]["documents"]
     schema.Stats.model_validate(later)
     assert 'retouch_cache_hits_total{cache="documents",tier="device"} 5.0' in with_caches
     assert "retouch_step_occupancy 0.5" in with_caches
-    assert "retouch_queue_running 2.0" in with_caches
 
 
 def test_the_openapi_document_is_served(server: Serving) -> None:

@@ -25,6 +25,7 @@ from retouch.engine.worker import Options
 from retouch.serve.budget import Budget
 from retouch.serve.orders import Order
 from retouch.serve.settings import Settings, Tenant
+from retouch.serve.tensors import HEADER
 from serving import PATIENCE, Painter, Serving, alpha_mask, area, data_url, encoded, form, photo, refused
 
 IMAGE, HOLE = encoded(photo()), alpha_mask(area())
@@ -158,18 +159,36 @@ def test_who_only_says_that_much_will_come_is_in_nobodys_way(narrow: Serving) ->
         client.close()
 
 
-@pytest.mark.parametrize("path", [EDITS, JOBS])
-@pytest.mark.parametrize("kind", ["form", "json"])
+@pytest.mark.parametrize(
+    ("path", "kind"), [(EDITS, "form"), (EDITS, "json"), (JOBS, "form"), (JOBS, "json"), (INFER, "json"), (INFER, "binary")]
+)
 def test_a_body_is_let_go_before_its_edit_is_done(path: str, kind: str) -> None:
     with Serving(worker=Painter(hold=True)) as server:
         body = {"prompt": "x", "images": [{"image_url": data_url(IMAGE)}]}
         more: dict[str, Any] = {"json": body} if kind == "json" else form(IMAGE, HOLE)
+        if path == INFER:
+            more = inference(kind == "binary")
         answer = meanwhile(server.post, path, **more)
         server.worker.wait(lambda: len(server.worker.asked) == 1)
         assert server.service.bodies.used == 0
-        assert server.service.pixels.used == PIXELS
+        assert server.service.pixels.used == PIXELS * (2 if path == INFER else 1)
+        base = server.worker.asked[0].edit.image
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert base is None, "no view of the body's bytes"
         server.worker.release()
         assert answer.result(PATIENCE).status_code in (200, 202)
+
+
+def inference(binary: bool) -> dict[str, Any]:
+    """Arguments of httpx for an inference of the photo."""
+    image = {"name": "image", "datatype": "UINT8", "shape": [48, 64, 3]}
+    words = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+    if not binary:
+        return {"json": {"inputs": [{**image, "data": photo().ravel().tolist()}, words]}}
+    image["parameters"] = {"binary_data_size": PIXELS * 3}
+    text = json.dumps({"inputs": [image, words]}).encode()
+    return {"content": text + photo().tobytes(), "headers": {HEADER: str(len(text))}}
 
 
 def meanwhile(call: Any, *args: Any, **more: Any) -> Future[Any]:

@@ -64,7 +64,8 @@ def test_inference_with_json_tensors(server: Serving) -> None:
 
 def test_inference_takes_the_parameters_of_the_schedule(server: Serving) -> None:
     assert server.post(INFER, json=tensors(parameters={"priority": 1, "timeout": 5_000_000})).status_code == 200
-    assert (asked(server).priority, asked(server).deadline) == (99, 5.0)
+    assert asked(server).priority == 99
+    assert 0 < asked(server).deadline < 5, "what is left of it"
     assert server.post(INFER, json=tensors(parameters={"priority": 2**70})).status_code == 200
     assert (asked(server).priority, asked(server).deadline) == (1, None)
 

@@ -60,14 +60,14 @@ def test_a_deadline_that_cannot_be_met_is_refused(held: Serving) -> None:
 
 def test_a_worker_that_never_answers_is_given_up_after_the_deadline(held: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retouch.serve.runs.GRACE", 0.1)
-    late = held.edit(IMAGE, HOLE, deadline_ms=100, n=2)
+    late = held.edit(IMAGE, HOLE, deadline_ms=400, n=2)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_passed")
     held.worker.wait(lambda: len(held.worker.cancelled) == 2)
     with held.client.stream("POST", EDITS, **form(IMAGE, HOLE, deadline_ms=700, stream=True)) as response:
         assert response.status_code == 200  # it was begun
         (event,) = events(response.iter_lines())
     assert (event["type"], event["error"]["code"]) == ("error", "deadline_passed")
-    job = held.edit(IMAGE, HOLE, path="/v1/jobs", deadline_ms=100).json()["id"]
+    job = held.edit(IMAGE, HOLE, path="/v1/jobs", deadline_ms=400).json()["id"]
     with held.client.stream("GET", f"/v1/jobs/{job}/events") as response:
         assert list(events(response.iter_lines()))[-1]["error"]["code"] == "deadline_passed"
     held.idle()
@@ -96,7 +96,7 @@ def test_which_limit_it_was_is_said() -> None:
 
 def test_a_deadline_that_has_passed_is_said_to_be_the_edits_own(held: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retouch.serve.runs.GRACE", 0.1)
-    assert "its own deadline, in 0.1 s" in held.edit(IMAGE, HOLE, deadline_ms=100).json()["error"]["message"]
+    assert "its own deadline, in 0.4 s" in held.edit(IMAGE, HOLE, deadline_ms=400).json()["error"]["message"]
 
 
 def test_how_long_a_request_may_take_is_an_option() -> None:

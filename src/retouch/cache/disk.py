@@ -43,8 +43,13 @@ class Disk(Generic[V]):
             payload = self._dump(value)
             body = struct.pack("<dHQ", seconds, len(name), len(payload)) + name + payload
             self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(MAGIC + _digest(body) + body)
-            os.replace(part, path)
+            data = MAGIC + _digest(body) + body
+            part.write_bytes(data)
+            try:
+                os.replace(part, path)
+            except FileNotFoundError:  # another process, by whose clock it was abandoned, has removed it
+                part.write_bytes(data)
+                os.replace(part, path)
         except Exception as error:  # of the disk, or of a device that does not give the value
             if not self._failed:
                 log.warning("nothing can be kept in %s: %s", self.folder, error)

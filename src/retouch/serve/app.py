@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -81,7 +82,8 @@ class Gate:
     """What is decided before a body is read, and as it comes: how many at once, of how many bytes, how large, how slow.
 
     Nothing new while the server stops. Bytes are counted as they come, so that who only says that many will come is in nobody's
-    way. `scope["retouch.body"]` is the claim; who has made something else of the body gives it back.
+    way. `scope["retouch.body"]` is the claim; who has made something else of the body gives it back. `scope["retouch.arrived"]`
+    is when it came, by the monotonic clock: deadlines and latencies count from there.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -97,6 +99,7 @@ class Gate:
             await response_of(refusal, scope["path"])(scope, receive, send)
             return
         self.open += 1
+        scope["retouch.arrived"] = time.monotonic()
         scope["retouch.body"] = claim = self.service.bodies.claim()
         try:
             await self.app(scope, self._watched(receive, claim), send)
@@ -162,10 +165,11 @@ async def _http(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself: unknown addresses, wrong methods, broken forms."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return response_of(NotFound(f"there is nothing at {request.url.path}; see /openapi.json."), request.url.path)
+        return await _refused(request, NotFound(f"there is nothing at {request.url.path}; see /openapi.json."))
     if error.status_code == 400:
         return await _refused(request, BadRequest(str(error.detail)))
     told = {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": "http_error"}
+    request.app.state.service.metrics.reject(told["code"])
     body = {"error": told["message"] if request.url.path.startswith("/v2") else told}
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
@@ -177,7 +181,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _broken(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    response = response_of(error, request.url.path)
+    response = await _refused(request, error)
     response.headers["Connection"] = "close"  # which is what happens to it now, and no client should be surprised
     return response
 

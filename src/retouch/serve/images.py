@@ -38,11 +38,17 @@ def asker(request: Request) -> tuple[Service, Tenant]:
 
 
 async def edit_order(request: Request, service: Service, tenant: Tenant, stream: bool = False) -> Order:
-    """What a request asks for; its body is let go. With `stream`, previews are made though it does not say so."""
+    """What a request asks for; its body is let go. With `stream`, previews are made though it does not say so.
+
+    Raises ClientDisconnect where the client went away meanwhile: a job that it never heard of would be for nobody.
+    """
     ask = await read_edit(request, service.settings.file)
     ask.fields.stream |= stream
     order = await service.edit_order(ask, tenant)
     request.scope["retouch.body"].release()
+    if await request.is_disconnected():
+        order.claim.release()
+        raise ClientDisconnect
     return order
 
 
@@ -69,7 +75,7 @@ async def generations(request: Request) -> Response:
 
 
 async def _answer(request: Request, service: Service, order: Order, tenant: Tenant) -> Response:
-    run = service.begin(order, tenant)
+    run = service.begin(order, tenant, request.scope["retouch.arrived"])
     if not order.fields.stream:
         return Pictures(await while_connected(request, run))
     with suppress(TimeoutError):

@@ -18,7 +18,8 @@ SOME = some(401, 404)
 async def create(request: Request) -> Response:
     """Ask for an edit or a filter, with the fields of `/v1/images/edits`. Its previews are in the events."""
     service, tenant = asker(request)
-    run = service.begin(await edit_order(request, service, tenant, stream=True), tenant, job=True)
+    order = await edit_order(request, service, tenant, stream=True)
+    run = service.begin(order, tenant, request.scope["retouch.arrived"], job=True)
     service.keep(run)
     return JSONResponse(run.described(), 202, {"Location": f"/v1/jobs/{run.id}"})
 

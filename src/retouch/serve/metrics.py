@@ -107,8 +107,8 @@ class _OfService:
     def collect(self) -> Iterable[Metric]:
         stats = self.service.stats()
         queue, step = stats["queue"], stats["step"]
-        yield GaugeMetricFamily("retouch_queue_waiting", "Edits that wait to be encoded.", queue["waiting"])
-        yield GaugeMetricFamily("retouch_queue_running", "Edits in the packed step.", queue["running"])
+        yield GaugeMetricFamily("retouch_queue_waiting", "Edits without an answer that do not run.", queue["waiting"])
+        yield GaugeMetricFamily("retouch_queue_running", "Edits that the worker has begun, as it said last.", queue["running"])
         yield GaugeMetricFamily("retouch_queue_limit", "Edits that may wait.", queue["limit"])
         yield GaugeMetricFamily("retouch_ready", "Whether the model's process is up.", int(stats["ready"]))
         yield CounterMetricFamily("retouch_worker_restarts", "Processes that died and were replaced.", stats["restarts"])

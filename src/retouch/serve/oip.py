@@ -110,9 +110,10 @@ async def infer(request: Request, model: str) -> Response:
     except BaseException:
         claim.release()
         raise
+    request.scope["retouch.body"].release()
     answers = claim.part(order.pixels)
     try:
-        run = service.begin(order, tenant, raw=True)
+        run = service.begin(order, tenant, request.scope["retouch.arrived"], raw=True)
         key = head.get("id")
         del order, head, inputs  # of which the run lets go at its end
         await while_connected(request, run)
@@ -169,12 +170,13 @@ def _order(
     if photo.ndim != 3 or photo.shape[2] not in (3, 4):
         raise BadRequest(f"image is {list(photo.shape)}; give height, width, and 3 or 4.", "image")
     mask = inputs["mask"].array != 0 if "mask" in inputs else None
-    picture = Picture(photo)
     if filter is not None:
         filter.check(asked, 1, mask is not None)
-        claim.take(check_pixels(picture.size, tenant))
+    held = 1 if filter is not None else 1 + asked.n  # the model's answers are pixels too
+    claim.take(check_pixels((photo.shape[1], photo.shape[0]), tenant) * held)
+    picture = Picture(photo.copy())  # binary tensors are views of the body, all of which they would keep
+    if filter is not None:
         return filter_order(asked, picture, mask, tenant, filter, claim)
-    claim.take(check_pixels(picture.size, tenant) * (1 + asked.n))  # its own answers are pixels too
     steps, side = service.info["steps"], service.info["max_side"]
     return order_of(asked, picture, mask, (), tenant, steps, side, seed_of(asked), claim)
 

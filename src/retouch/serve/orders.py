@@ -9,7 +9,7 @@ import numpy as np
 
 from retouch import picture
 from retouch.boxes import Box, Size, working_crop
-from retouch.edit import Edit, InvalidOption
+from retouch.edit import DeadlinePassed, Edit, InvalidOption
 from retouch.engine.parcels import changed_box
 from retouch.picture import Picture
 from retouch.serve.budget import Claim
@@ -50,6 +50,19 @@ class Order:
     @property
     def size(self) -> str:
         return f"{self.photo.size[0] * self.scale}x{self.photo.size[1] * self.scale}"
+
+    def timed(self, seconds: float) -> Order:
+        """The same when so many seconds of its deadline are over. Raises DeadlinePassed where nothing is left."""
+        deadline = self.edits[0].deadline
+        if deadline is None:
+            return self
+        left = deadline - seconds
+        if left <= 0:
+            raise DeadlinePassed(
+                f"the {deadline:.3g} s of its deadline were over before the request was read and its pictures decoded; "
+                "allow more, or come later."
+            )
+        return replace(self, edits=tuple(replace(edit, deadline=left) for edit in self.edits))
 
     def whole(self, crop: np.ndarray) -> np.ndarray:
         """The picture with the worker's crop in its place; what has another form than was sent is the whole answer."""

@@ -41,6 +41,7 @@ Made = Callable[["Run", int, bytes], None]
 class Run:
     """`status` goes from queued to running to succeeded, failed or cancelled. Everything happens on the event loop.
 
+    `started` is when the request arrived, by the monotonic clock; the deadline of the order's edits is what was left of it.
     `filter` names the one whose it is in the model's place.
     The order with its pictures is let go when the run ends; what was made stays in `events`, or, if `raw`, in `images`.
     """
@@ -51,13 +52,13 @@ class Run:
     n: int
     tenant: Tenant
     price: Callable[[Usage], float | None]
+    started: float
     raw: bool = False
     made: Made | None = None
     filter: str = ""
     images: list[np.ndarray | None] = field(default_factory=list)
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
-    started: float = field(default_factory=time.monotonic)
     status: str = "queued"
     seconds: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -71,9 +72,10 @@ class Run:
 
     @classmethod
     def of(
-        cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], raw: bool = False, made: Made | None = None
-    ) -> Run:
-        return cls(order, order.fields, order.size, len(order.edits), tenant, price, raw, made, order.filter)
+        cls, order: Order, tenant: Tenant, price: Callable[[Usage], float | None], started: float, raw: bool = False,
+        made: Made | None = None,
+    ) -> Run:  # fmt: skip
+        return cls(order, order.fields, order.size, len(order.edits), tenant, price, started, raw, made, order.filter)
 
     @property
     def type(self) -> str:
@@ -172,12 +174,12 @@ class Run:
         return self.seconds if self.ended else time.monotonic() - self.started
 
     async def _go(self, order: Order, seconds: float | None, ended: Callable[[Run], None], up: Callable[[], bool]) -> None:
-        deadline = order.edits[0].deadline
+        deadline = None if self.fields.deadline_ms is None else self.fields.deadline_ms / 1000
         limit = seconds if deadline is None else deadline
         all_ = asyncio.gather(*(self._one(order, index, future) for index, future in enumerate(self._futures)))
         try:
             if deadline is not None:
-                await asyncio.wait((all_,), timeout=deadline)
+                await asyncio.wait((all_,), timeout=self.started + deadline - time.monotonic())
                 if not all_.done() and up():
                     limit = deadline + GRACE
             async with asyncio.timeout(None if limit is None else self.started + limit - time.monotonic()):

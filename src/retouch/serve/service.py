@@ -131,22 +131,24 @@ class Service:
             claim.release()
             raise
 
-    def begin(self, order: Order, tenant: Tenant, raw: bool = False, job: bool = False) -> Run:
-        """For a `job` nobody waits, so it may take what time it needs. Raises QueueFull, TooMuch, Draining, WorkerLost, and
-        BadRequest where it never could.
+    def begin(self, order: Order, tenant: Tenant, arrived: float, raw: bool = False, job: bool = False) -> Run:
+        """`arrived` is when the request came, by the monotonic clock. For a `job` nobody waits, so it may take what time it
+        needs. Raises QueueFull, TooMuch, Draining, WorkerLost, DeadlinePassed, and BadRequest where it never could.
         """
         try:
-            return self._begin(order, tenant, raw, None if job else self.settings.request_seconds)
+            return self._begin(order, tenant, arrived, raw, None if job else self.settings.request_seconds)
         except BaseException:
             order.claim.release()
             raise
 
-    def _begin(self, order: Order, tenant: Tenant, raw: bool, seconds: float | None) -> Run:
+    def _begin(self, order: Order, tenant: Tenant, arrived: float, raw: bool, seconds: float | None) -> Run:
         n = len(order.edits)
         self._check_room(n)
+        timed = order.timed(time.monotonic() - arrived)
         self.allowance.take(tenant, n, order.photo.size[0] * order.photo.size[1])
         made = None if self.recorder is None else self.recorder.made
-        run = Run.of(replace(order, source=b""), tenant, partial(dollars, per_hour=self.books.per_hour), raw, made)
+        price = partial(dollars, per_hour=self.books.per_hour)
+        run = Run.of(replace(timed, source=b""), tenant, price, arrived, raw, made)
         self.live.add(run)
         try:
             ended = partial(self._ended, claim=order.claim)
@@ -232,11 +234,17 @@ class Service:
             "object": "stats", "uptime_seconds": round(time.monotonic() - self.began, 1), "model": self.model,
             "device": self.info.get("device", ""), "price_per_hour": self.books.per_hour,
             "price_source": None if price is None else price.said, "ready": self.worker.ready, "restarts": self.worker.restarts,
-            "queue": said.get("queue", {"waiting": 0, "running": 0, "limit": self.settings.worker.queue}),
+            "queue": self._queue(),
             "step": said.get("step", {"seconds": None, "tokens": None, "edits": None, "budget": None}),
             **totals, "dollars": cost, "dollars_per_million_edits": own / done * 1e6 if own is not None and done else None,
-            "latency": latency, "caches": said.get("caches", {}),
+            "latency": latency, "caches": {**said.get("caches", {}), **self.uploads.caches()},
         }  # fmt: skip
+
+    def _queue(self) -> dict[str, int]:
+        """Which edits run is what the worker said last; how many there are is known here, whether it is up or not."""
+        unanswered = self.worker.waiting
+        running = min(unanswered, self.worker.stats.get("queue", {}).get("running", 0))
+        return {"waiting": unanswered - running, "running": running, "limit": self.settings.worker.queue}
 
 
 def seed_of(fields: Fields) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -82,7 +83,7 @@ class Uploads:
         upload = Upload(data, tenant.name, int(time.time()), photo.size)
         if upload.bytes > self.files.tiers[0].budget:
             raise InvalidImage(f"the file has {upload.bytes:,} bytes, more than all documents may have here; save it smaller.")
-        await run_in_threadpool(self.files.put, key, upload, 1.0)
+        await run_in_threadpool(self._keep, key, upload)
         if not self.files.used(key):
             raise NotKept("there is no place for the document (is the disk of --cache full?); send the picture with each edit.")
         self.decoded.put(key, Decoded(self.in_flight.setdefault(key, photo), tenant.name), 0.1)
@@ -107,7 +108,7 @@ class Uploads:
         """
         if isinstance(image, bytes):
             return _read(image, tenant, claim)
-        known = self.decoded.find(image)
+        known = self.decoded.find(image) if image in self.decoded else None  # what is not there, `get` counts below
         if known is not None and known.tenant == tenant.name and self.files.used(image):
             claim.share(image, check_pixels(known.photo.size, tenant))
             return known.photo
@@ -122,6 +123,26 @@ class Uploads:
     def forget(self, key: str) -> None:
         self.decoded.drop(key)
         self.files.drop(key)
+
+    def caches(self) -> dict[str, dict[str, Any]]:
+        """How both stores stand, as the worker tells it of its caches."""
+        stores: dict[str, Store[Any]] = {"uploads": self.files, "decoded": self.decoded}
+        told = {
+            name: {
+                **asdict(store.counters),
+                "budget": {tier.name: tier.budget for tier in store.tiers},
+                "entries": len(store),
+            }
+            for name, store in stores.items()
+        }
+        told["uploads"]["saved_seconds"] = 0.0  # a file is sent, not made
+        return told
+
+    def _keep(self, key: str, upload: Upload) -> None:
+        """What lies there is read first: of a disk only the names are known, and a damaged file is written anew."""
+        if key in self.files and self.files.find(key) is None:
+            self.files.drop(key)
+        self.files.put(key, upload, 1.0)
 
     def _file(self, key: str, tenant: Tenant) -> Upload:
         upload = self.files.find(key)

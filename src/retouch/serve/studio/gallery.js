@@ -90,18 +90,19 @@ export class Gallery {
 function drawThumb(canvas, result) {
   const picture = result.bitmap ?? result.photo.bitmap;
   if (!picture) return;
-  const { x, y, side } = square(result, picture);
+  const { x, y, side } = square(result);
+  const scale = picture.width / result.photo.width; // previews of large photos are smaller, what is upscaled is larger
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.clearRect(0, 0, THUMB, THUMB);
-  context.drawImage(picture, x, y, side, side, 0, 0, THUMB, THUMB);
+  context.drawImage(picture, x * scale, y * scale, side * scale, side * scale, 0, 0, THUMB, THUMB);
 }
 
-/** A square around the mask with some of its surroundings, within the picture. */
-function square({ maskBox: box }, picture) {
-  const maskBox = box ?? { x: 0, y: 0, width: picture.width, height: picture.height };
-  const most = Math.min(picture.width, picture.height);
+/** A square around the mask with some of its surroundings, within the photo and in its pixels. */
+function square({ maskBox: box, photo }) {
+  const maskBox = box ?? { x: 0, y: 0, width: photo.width, height: photo.height };
+  const most = Math.min(photo.width, photo.height);
   const side = Math.min(most, Math.max(1.8 * Math.max(maskBox.width, maskBox.height), most / 3));
   const place = (start, size, room) => Math.min(room - side, Math.max(0, start + size / 2 - side / 2));
-  return { x: place(maskBox.x, maskBox.width, picture.width), y: place(maskBox.y, maskBox.height, picture.height), side };
+  return { x: place(maskBox.x, maskBox.width, photo.width), y: place(maskBox.y, maskBox.height, photo.height), side };
 }

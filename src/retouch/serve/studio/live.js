@@ -8,7 +8,7 @@ import { JobList } from "./joblist.js";
 
 const EVERY_MS = 1000;
 const WINDOW_MS = 10_000;
-const CACHES = { documents: "Photos", prompts: "Prompts", results: "Results" };
+const CACHES = { documents: "Photos", prompts: "Prompts", results: "Results", uploads: "Uploads", decoded: "Uploads, decoded" };
 
 export class Live {
   #shown = false;

@@ -76,9 +76,12 @@ export class Runner extends EventTarget {
     }
   }
 
-  /** When the page goes away, nobody waits for the job any more. */
+  /** When the page goes away, nobody waits for the job any more. One that is still being sent is cancelled once it has an id. */
   leave() {
-    if (this.#job) this.api.cancel(this.#job, true).catch(() => {});
+    if (this.idle) return;
+    if (this.#job) return void this.api.cancel(this.#job, true).catch(() => {});
+    this.#cancelled = true;
+    this.#abort.abort();
   }
 
   /** The server forgets documents after a while (and when it restarts): then upload again, once. */
@@ -110,7 +113,7 @@ export class Runner extends EventTarget {
   /** Not aborted, for the server may have made the job already: one that nobody waits for any more is cancelled by its name. */
   async #asked(fields, signal) {
     const job = await this.api.submit(fields);
-    if (signal.aborted) this.api.cancel(job.id).catch(() => {});
+    if (signal.aborted) this.api.cancel(job.id, true).catch(() => {});
     return job;
   }
 
@@ -135,7 +138,6 @@ export class Runner extends EventTarget {
   async #take(event) {
     switch (event.type) {
       case "job.status":
-        this.done = event.done ?? this.done;
         if (event.status === "failed") throw failure(event.error);
         if (FINAL.includes(event.status)) return event.status;
         if (this.state !== "cancelling") this.#become(event.status);
@@ -164,7 +166,7 @@ export class Runner extends EventTarget {
     { index = 0, b64_json: encoded, output_format: format, seed = null, usage = null, partial_image_index: preview = null },
   ) {
     const blob = fromBase64(encoded, `image/${format ?? "png"}`);
-    if (type === "variation") this.done = Math.max(this.done, index + 1);
+    if (type === "variation") this.done++;
     this.dispatchEvent(new CustomEvent(type, { detail: { index, blob, seed, usage, preview } }));
   }
 

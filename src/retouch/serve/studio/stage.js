@@ -36,7 +36,9 @@ export class Stage {
       this.redraw();
     });
     session.addEventListener("showing", () => {
-      const picture = this.#pictures().top ?? session.photo;
+      const { selected, showing } = session;
+      const pending = showing === "result" && selected?.pending; // its preview is smaller than a large photo
+      const picture = pending ? selected.photo : (this.#pictures().top ?? session.photo);
       if (picture) view.setPicture(picture.width, picture.height);
       this.redraw();
     });
