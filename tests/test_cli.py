@@ -156,6 +156,62 @@ def test_unknown_checkpoint_is_one_line(photo, tmp_path, monkeypatch, capsys):
     assert "named nonesuch" in refused(capsys, photo, "-p", "x", "--model", "nonesuch", "-o", tmp_path / "out.png")
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-o", f"{LONG}.png"), "too long"),
+        (("-o", f"{LONG}/out.png"), "too long"),
+        (("-o", ".", "-n", 3), "no file name"),
+        (("--model", LONG), "no checkpoint can be looked for"),
+        (("--model", f"/{LONG}/{LONG}"), "no checkpoint can be looked for"),
+        (("--model", "~nosuchuser/x"), "home directory"),
+        (("--model", "retouch-mini", "--base", LONG), "--base goes with a single file"),
+        (("--adapters", LONG), "is no folder"),
+        (("--cache", LONG), "too long"),
+        (("--cache", "photo.png"), "is a file"),
+        (("--cache", "photo.png/cache"), "Not a directory"),
+        (("--mask", LONG), "too long"),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line(photo, tmp_path, monkeypatch, capsys, options, said):
+    """With the real `retouch.load`, which gets as far as the path."""
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, photo, "-p", "x", *(() if "-o" in options else ("-o", "out.png")), *options)
+    assert list(tmp_path.iterdir()) == [photo]
+
+
+@pytest.mark.parametrize("command", [["filter", LONG], ["filter", f"{LONG}.toml"], ["filter", "~nosuchuser/x.toml"]])
+def test_a_filter_that_cannot_be_is_one_line(photo, tmp_path, capsys, command):
+    assert cli.main([*command, str(photo), "-o", str(tmp_path / "out.png")]) == 2
+    assert capsys.readouterr().err.startswith("retouch: there is no filter")
+
+
+def test_a_named_path_that_nothing_checked_is_one_line_too(engine, photo, tmp_path, monkeypatch, capsys):
+    def fails(error):
+        def edit(edits, progress):
+            raise error
+
+        return edit
+
+    argv = (photo, "-p", "x", "-o", tmp_path / "out.png")
+    monkeypatch.setattr(engine, "edit", fails(PermissionError(13, "Permission denied", "/a/b.safetensors")))
+    assert "/a/b.safetensors cannot be used (Permission denied)" in refused(capsys, *argv)
+    monkeypatch.setattr(engine, "edit", fails(OSError(12, "Cannot allocate memory")))
+    with pytest.raises(OSError, match="Cannot allocate"):  # of no path: a fault, not a refusal
+        run(*argv)
+
+
+def test_the_device_is_passed_on_where_it_is_given(photo, tmp_path, monkeypatch):
+    seen, engine = [], PaintingEngine()
+    monkeypatch.setitem(retouch.__dict__, "load", lambda model, **options: seen.append(options) or engine)
+    assert run(photo, "-p", "x", "-o", tmp_path / "out.png", "--device", "cuda:1") == 0
+    assert run(photo, "-p", "x", "-o", tmp_path / "out.png") == 0
+    assert [options.get("device") for options in seen] == ["cuda:1", None]
+
+
 def test_a_failed_second_write_removes_the_first(engine, photo, tmp_path, monkeypatch, capsys):
     calls = []
 

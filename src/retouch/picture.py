@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,9 +186,13 @@ def check_output(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     """
     target = Path(path)
     _format(target, pixels)
-    if target.is_dir():
+    try:  # in Python 3.11 these raise for a name that is too long, or in a folder that may not be read
+        folder, inside = target.is_dir(), target.parent.is_dir()
+    except OSError as error:
+        raise OutputFailed(f"{target} cannot be written ({_line(error)}); give another name or folder.") from error
+    if folder:
         raise OutputFailed(f"{target} is a folder; give a file name in it.")
-    if not target.parent.is_dir():
+    if not inside:
         raise OutputFailed(f"there is no folder {target.parent}; make it first, or write elsewhere.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputFailed(f"the folder {target.parent} may not be written to; check its permissions.")
@@ -203,29 +208,55 @@ def write(path: str | os.PathLike[str], pixels: np.ndarray, like: Picture | None
 
 
 def write_all(outputs: Sequence[tuple[str | os.PathLike[str], np.ndarray]], like: Picture | None = None) -> None:
-    """Write several pictures so that all appear, or none. Every one is on the disk before the first takes its name."""
+    """Write several pictures so that all appear, or none, and older ones are there again. Every one is on the disk before the
+    first takes its name. Raises InvalidOption or OutputFailed.
+    """
     staged: list[tuple[Path, Path]] = []
-    placed: list[Path] = []
+    placed: list[tuple[Path, Path | None]] = []
     try:
         for path, pixels in outputs:
             target = Path(path)
             data = _encode(target, pixels, like)
-            temporary = target.parent / f".retouch-{secrets.token_hex(8)}.tmp"
+            temporary = _beside(target)
             staged.append((temporary, target))
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         for temporary, target in staged:
-            os.replace(temporary, target)
-            placed.append(target)
+            placed.append((target, _replaced(temporary, target, keep=len(staged) > 1)))
     except BaseException as error:
-        for leftover in [temporary for temporary, _ in staged] + placed:
-            leftover.unlink(missing_ok=True)
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+        for place, older in reversed(placed):
+            if older is None:
+                place.unlink(missing_ok=True)
+            else:
+                os.replace(older, place)
         if isinstance(error, OSError):
             text = f"{target} could not be written ({_line(error)}); free space, or write elsewhere."
             raise OutputFailed(text) from error
         raise
+    for older in (older for _, older in placed if older is not None):
+        older.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.parent / f".retouch-{secrets.token_hex(8)}.tmp"
+
+
+def _replaced(temporary: Path, target: Path, keep: bool) -> Path | None:
+    """Give a file its name. A copy of what had it before is returned where that is to be kept."""
+    older = _beside(target) if keep and target.is_file() else None
+    try:
+        if older is not None:
+            shutil.copy2(target, older, follow_symlinks=False)
+        os.replace(temporary, target)
+    except BaseException:
+        if older is not None:
+            older.unlink(missing_ok=True)
+        raise
+    return older
 
 
 def _format(target: Path, pixels: np.ndarray) -> str:

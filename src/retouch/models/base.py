@@ -143,19 +143,28 @@ class Job:
         return sum(t.nbytes for pair in list(self.kept.values()) for t in pair)
 
 
+PROMPT_OF_TEXT = "for its text"
+"""What most families' prompts are kept for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What a family has of the fast path, in the words that `retouch models` prints.
 
     `packing`: which edits share a step. `masked`: computing the masked cells alone. `document`: what of a document is kept for
-    later edits of it. `guidance`: none, embedded or two passes. `references`: further pictures an edit may bring.
+    later edits of it. `prompt`: for what an encoded prompt is kept. `guidance`: none, embedded or two passes. `references`:
+    further pictures an edit may bring. `decode`: decoding the surroundings of the mask alone, against all of the picture.
+    `outside`: the pixels outside the mask.
     """
 
     packing: str
     masked: str
     document: str
+    prompt: str
     guidance: str
     references: int
+    decode: str
+    outside: str
 
 
 class EditModel(Protocol):

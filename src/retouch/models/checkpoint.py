@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from retouch.edit import CheckpointMismatch, InvalidOption, UnknownCheckpoint
-from retouch.models import single_file
+from retouch.models import declared, single_file
+from retouch.models.weights import check as check_weights
+from retouch.models.weights import files_of, is_there
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +84,11 @@ def find(name: str, file: Path | None = None, weights: bool = True) -> Path:
     `file`, the configs alone, and without `weights` nothing but what `family_of` reads. Raises UnknownCheckpoint,
     CheckpointMismatch.
     """
-    if (BUNDLED / name / "model_index.json").is_file():
+    path = _looked_up(name)
+    if name == path.name and (BUNDLED / name / "model_index.json").is_file():
         return BUNDLED / name
-    path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
+        if not is_there(path / "model_index.json"):
             raise CheckpointMismatch(f"{path} has no model_index.json; give the directory of a diffusers pipeline.")
         return path
     if path.is_file():
@@ -115,8 +117,20 @@ def find(name: str, file: Path | None = None, weights: bool = True) -> Path:
         ) from error
 
 
+def _looked_up(name: str) -> Path:
+    """`name` as a path that can be asked for. Raises UnknownCheckpoint for one that no file or folder can have."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()  # in Python 3.11 it raises for a name that is too long, or in a folder that may not be read
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UnknownCheckpoint(f"no checkpoint can be looked for at {name[:200]!r} ({why}); check the path.") from error
+    return path
+
+
 def _hub_parts(name: str) -> list[str]:
-    return [part for part, value in _json(Path(hf_hub_download(name, "model_index.json"))).items() if isinstance(value, list)]
+    path = Path(hf_hub_download(name, "model_index.json"))
+    return declared.parts_of(_json(path), path)
 
 
 def _hub_index(name: str) -> Path:
@@ -139,8 +153,12 @@ def _fetch_settings(name: str) -> None:
 
 
 def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
-    """(pipeline class, how it is run, model_index.json). Raises CheckpointMismatch for a family that is not served."""
+    """(pipeline class, how it is run, model_index.json).
+
+    Raises CheckpointMismatch for a family that is not served, and for a setting or a part that is not as it should be.
+    """
     index = _json(path / "model_index.json")
+    declared.parts_of(index, path / "model_index.json")
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise CheckpointMismatch(f"{path} is a {name}; served are {', '.join(FAMILIES)}.")
@@ -148,17 +166,11 @@ def family_of(path: Path) -> tuple[str, Family, dict[str, Any]]:
     if index.get("is_distilled") is False and not family.embeds_guidance:
         family = replace(family, steps=50, guidance=4.0)
     transformer = path / "transformer" / "config.json"
-    if family.adapter == "flux1" and transformer.is_file() and not _json(transformer).get("guidance_embeds"):  # schnell
+    if family.adapter == "flux1" and is_there(transformer) and not _json(transformer).get("guidance_embeds"):  # schnell
         family = replace(family, embeds_guidance=False, guidance=None, steps=4, max_sequence_length=256)
     own = path / "retouch.json"
-    if own.is_file():
-        said = _json(own)
-        unknown = set(said) - set(Family.__dataclass_fields__)
-        if unknown:
-            raise CheckpointMismatch(
-                f"{own} has unknown settings {sorted(unknown)}; known are {sorted(Family.__dataclass_fields__)}."
-            )
-        family = replace(family, **{**said, "out_layers": tuple(said.get("out_layers", family.out_layers))})
+    if is_there(own):
+        family = declared.applied(family, _json(own), own)
     return name, family, index
 
 
@@ -193,7 +205,7 @@ def read(path: Path, dtype: torch.dtype, base: Path | None = None) -> tuple[Any,
     folder = base or base_of(path, None)
     name, family, index = family_of(folder)
     for part, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0] is not None):
-        if not (folder / part).is_dir():
+        if not os.path.isdir(folder / part):
             raise CheckpointMismatch(f"{folder} lacks the folder {part}/ that its model_index.json names ({library}).")
     quiet = [library.utils.logging for library in (diffusers, transformers)]
     for logger in quiet:
@@ -201,9 +213,9 @@ def read(path: Path, dtype: torch.dtype, base: Path | None = None) -> tuple[Any,
     try:
         given = {} if path == folder else single_file.read(path, folder, index, dtype)
         parts = [part for part in index if isinstance(index[part], list) and part not in given]
-        models = [part for part in parts if (folder / part / "config.json").is_file()]
+        models = [part for part in parts if is_there(folder / part / "config.json")]
         for part in models:
-            _check_files(folder / part)
+            files_of(folder / part, index[part][0])
         apart = {"processor": None} if index.get("processor") else {}  # whole, it wants torchvision for videos
         pipeline = getattr(diffusers, name).from_pretrained(folder, dtype=dtype, local_files_only=True, **apart, **given)
         if apart:
@@ -217,46 +229,8 @@ def read(path: Path, dtype: torch.dtype, base: Path | None = None) -> tuple[Any,
         for logger in quiet:
             logger.enable_progress_bar()
     for part in models:
-        _check_weights(folder / part, getattr(pipeline, part))
+        check_weights(folder / part, getattr(pipeline, part), index[part][0])
     return pipeline, family
-
-
-def _check_files(folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointMismatch(f"{folder} has no .safetensors file; download the checkpoint again, with its weights.")
-
-
-def _check_weights(folder: Path, module: torch.nn.Module) -> None:
-    """Loaders only warn of weights that a file lacks, and leave them at random."""
-    stored: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        stored |= single_file.names_of(file)
-    if isinstance(module, PreTrainedModel):
-        stored = _renamed(stored, module)
-    tied = set(getattr(module, "_tied_weights_keys", None) or ())
-    wanted = {
-        k: list(v.shape) for k, v in module.state_dict().items() if k not in tied and not k.endswith("num_batches_tracked")
-    }
-    missing = sorted(set(wanted) - set(stored))
-    if missing:
-        raise CheckpointMismatch(
-            f"{folder} lacks {len(missing)} of {len(wanted)} weights, first {missing[0]}; download it again."
-        )
-    wrong = [k for k, shape in wanted.items() if stored[k] != shape]
-    if wrong:
-        raise CheckpointMismatch(
-            f"{folder}: {wrong[0]} is {stored[wrong[0]]}, its config says {wanted[wrong[0]]}; they do not belong together."
-        )
-
-
-def _renamed(stored: dict[str, list[int]], module: PreTrainedModel) -> dict[str, list[int]]:
-    """Files name some weights as older releases of transformers did; from_pretrained renames them so."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    rules = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
-    names = module.state_dict()
-    return {rename_source_key(key, rules, [], module.base_model_prefix, names)[0]: shape for key, shape in stored.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

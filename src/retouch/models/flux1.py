@@ -26,7 +26,7 @@ from torch import Tensor
 from retouch.edit import CheckpointMismatch, Edit, InvalidMask, InvalidPrompt
 from retouch.models import flux1_transformer, latents, transformer
 from retouch.models.adapter import Adapter
-from retouch.models.base import Document, Frame, Job, Prompt, Traits
+from retouch.models.base import PROMPT_OF_TEXT, Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.framing import framed_mask
 from retouch.models.options import Options
@@ -69,8 +69,11 @@ class Flux1(Adapter):
             packing="ragged",
             masked="exact" if family.masked else "approximate",
             document="latents",
+            prompt=PROMPT_OF_TEXT,
             guidance="embedded" if family.embeds_guidance else "none",
             references=family.references,
+            decode="approximate",
+            outside="exact",
         )
 
     def _denoiser(self, pipeline: Any) -> Any:

@@ -13,10 +13,10 @@ from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.pipeline_flux2_klein_kv import compute_empirical_mu
 from torch import Tensor
 
-from retouch.edit import InvalidPrompt
+from retouch.edit import CheckpointMismatch, InvalidPrompt
 from retouch.models import latents, lora, transformer
 from retouch.models.adapter import Adapter
-from retouch.models.base import Document, Frame, Prompt, Traits
+from retouch.models.base import PROMPT_OF_TEXT, Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.compact import compact
 from retouch.models.options import Options
@@ -34,6 +34,17 @@ class Flux2(Adapter):
         super().__init__(pipeline, family, fingerprint, options)
         self.transformer = pipeline.transformer.eval()
         self.text_encoder, self.tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Raises CheckpointMismatch for layers that the text encoder has not, or more or fewer than the transformer reads."""
+        layers, config = self.family.out_layers, self.text_encoder.config.get_text_config()
+        wide, most = self.transformer.config.joint_attention_dim, config.num_hidden_layers
+        if max(layers) > most or len(layers) * config.hidden_size != wide:
+            raise CheckpointMismatch(
+                f"out_layers is {list(layers)}, but the text encoder has {most} layers of width {config.hidden_size}, and the "
+                f"transformer reads {wide} numbers a token: give {wide // config.hidden_size} of them in retouch.json."
+            )
 
     @classmethod
     def traits(cls, family: Family) -> Traits:
@@ -41,8 +52,11 @@ class Flux2(Adapter):
             packing="ragged",
             masked="exact" if family.masked else "approximate",
             document="keys and values, exact" if family.cached else "latents",
+            prompt=PROMPT_OF_TEXT,
             guidance="embedded" if family.embeds_guidance else "none" if family.guidance is None else "two passes",
             references=family.references,
+            decode="approximate",
+            outside="exact",
         )
 
     def _denoiser(self, pipeline: Any) -> Any:

@@ -10,6 +10,7 @@ Source: LoRA (https://arxiv.org/abs/2106.09685); many adapters in one batch, as 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,7 @@ class Loras:
     """
 
     def __init__(self, folder: Path, denoiser: nn.Module, pipeline: type, budget: int = BUDGET) -> None:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # which, unlike pathlib in Python 3.11, is False for a name that is too long
             raise UnknownAdapter(f"{folder} is no folder; give one with .safetensors files of LoRA adapters.")
         self.folder, self.denoiser, self.pipeline = folder, denoiser, pipeline
         self._store: Store[Lora] = Store(Memory("device", budget))
@@ -137,9 +138,10 @@ class Loras:
 
     def _file(self, name: str) -> Path:
         if re.fullmatch(r"\w[\w.-]*", name):
-            if (path := self.folder / f"{name}.safetensors").is_file():
+            if os.path.isfile(path := self.folder / f"{name}.safetensors"):
                 return path
-            files = sorted((self.folder / name).glob("*.safetensors"))
+            folder = self.folder / name
+            files = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
             if len(files) > 1:
                 raise AdapterMismatch(f"adapter {name!r} has {len(files)} .safetensors files; leave one in its folder.")
             if files:

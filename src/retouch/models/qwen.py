@@ -31,7 +31,7 @@ from transformers import DynamicCache
 from retouch.edit import Edit, InvalidPrompt
 from retouch.models import latents, qwen_transformer
 from retouch.models.adapter import Adapter
-from retouch.models.base import Document, Frame, Prompt, Traits
+from retouch.models.base import PROMPT_OF_TEXT, Document, Frame, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.options import Options
 from retouch.models.packing import Packed, Segment
@@ -62,8 +62,17 @@ class Qwen(Adapter):
 
     @classmethod
     def traits(cls, family: Family) -> Traits:
-        document = "latents" if family.sees == "nothing" else "latents, and what the text encoder saw"
-        return Traits("ragged", "approximate", document, "two passes", family.references)
+        blind = family.sees == "nothing"
+        return Traits(
+            packing="ragged",
+            masked="exact" if family.masked else "approximate",
+            document="latents" if blind else "latents, and what the text encoder saw",
+            prompt=PROMPT_OF_TEXT if blind else "for its text and pictures",
+            guidance="two passes",
+            references=family.references,
+            decode="approximate",
+            outside="exact",
+        )
 
     def _denoiser(self, pipeline: Any) -> Any:
         return pipeline.transformer

@@ -20,7 +20,7 @@ from torch import Tensor
 from retouch.edit import CheckpointMismatch, Edit, InvalidOption, InvalidPrompt
 from retouch.models import latents, lora
 from retouch.models.adapter import Adapter
-from retouch.models.base import Document, Frame, Job, Prompt, Traits
+from retouch.models.base import PROMPT_OF_TEXT, Document, Frame, Job, Prompt, Traits
 from retouch.models.checkpoint import Family
 from retouch.models.framing import framed_mask
 from retouch.models.options import Options
@@ -80,7 +80,16 @@ class StableDiffusion(Adapter):
 
     @classmethod
     def traits(cls, family: Family) -> Traits:
-        return Traits("dense batches by size", "no", "latents (with nine channels of one mask)", "two passes", 0)
+        return Traits(
+            packing="dense batches by size",
+            masked="no",
+            document="latents (with nine channels of one mask)",
+            prompt=PROMPT_OF_TEXT,
+            guidance="two passes",
+            references=0,
+            decode="approximate",
+            outside="exact",
+        )
 
     @property
     def approximate(self) -> tuple[str, ...]:

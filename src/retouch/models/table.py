@@ -15,21 +15,28 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
+from retouch.edit import CheckpointMismatch
 from retouch.models import checkpoint, single_file
 from retouch.models.checkpoint import FAMILIES, Family
 from retouch.models.families import adapter_of
 from retouch.models.options import Options
+from retouch.models.weights import files_of
 
 COLUMNS = {
     "pipeline": "pipeline", "steps": "steps", "packing": "packing", "masked": "masked cells", "document": "kept of a document",
-    "guidance": "guidance", "references": "references", "refresh": "refresh", "adapters": "LoRA",
+    "prompt": "kept prompt", "decode": "crop decode", "outside": "outside", "guidance": "guidance", "references": "references",
+    "refresh": "refresh", "adapters": "LoRA",
 }  # fmt: skip
 """Name in JSON -> heading."""
+
+WIDTH = 200
+"""Columns of the table where no terminal says how many there are."""
 
 LEGEND = (
     "masked cells: computing the mask alone; exact where the checkpoint was trained so, else lossy and off by default.\n"
     "refresh: partial steps between full ones, lossy and off by default. references: further pictures beside the document.\n"
-    f"crop decode: decoding the mask's bounds and {Options().halo} px around them alone; approximate, and on by default."
+    f"crop decode: decoding the mask's bounds and {Options().halo} px around them alone, on by default.\n"
+    "kept prompt: what an encoded one serves again. outside: pixels outside the mask; exact: the picture's own, bit for bit."
 )
 
 
@@ -72,7 +79,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(*COLUMNS.values(), box=None, pad_edge=False)
     for one in rows:
         table.add_row(*(_said(one[name]) for name in COLUMNS))
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(table)
     console.print(LEGEND, highlight=False)
 
@@ -87,12 +94,20 @@ def described(name: str, base: str | None = None) -> dict[str, Any]:
     folder = checkpoint.base_of(path, base, weights=False)
     pipeline, family, index = checkpoint.family_of(folder)
     parts = [part for part, value in index.items() if isinstance(value, list)]
-    files = {part: sorted((folder / part).glob("*.safetensors")) for part in parts}
+    files = {part: _files(folder / part, index[part][0]) for part in parts}
     if path != folder:
         held = single_file.parts_of(single_file.names_of(path), parts)
         files = {path.name: [path]} | {part: files[part] for part in parts if part not in held}
     weights = {part: counted for part, found in files.items() if (counted := _weights(found))["parameters"]}
     return {"model": name, "family": family.adapter, **row(pipeline, family), "run": asdict(family), "weights": weights}
+
+
+def _files(folder: Path, library: str | None) -> list[Path]:
+    """Those that are read of a part; none where it has none, as a tokenizer."""
+    try:
+        return files_of(folder, library or "")
+    except CheckpointMismatch:
+        return []
 
 
 def _weights(files: list[Path]) -> dict[str, Any]:
@@ -118,7 +133,7 @@ def _show_one(found: dict[str, Any]) -> None:
         table.add_row(name.replace("_", " "), f"{found['run'][name]:,}")
     for part, counted in found["weights"].items():
         table.add_row(part, f"{counted['parameters'] / 1e6:,.1f} M numbers, {counted['dtype']}")
-    Console(width=None if Console().is_terminal else 160).print(table, highlight=False)
+    Console(width=None if Console().is_terminal else WIDTH).print(table, highlight=False)
 
 
 def _said(value: Any) -> str:

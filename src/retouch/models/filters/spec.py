@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -119,8 +120,8 @@ def find(name: str) -> Path:
     """A bundled filter's TOML, or the path of another. Raises UnknownCheckpoint."""
     if name in bundled():
         return bundled()[name]
-    path = Path(name).expanduser()
-    if path.suffix == ".toml" and path.is_file():
+    path = Path(os.path.expanduser(name))  # os.path, as pathlib raises for what cannot be a path
+    if path.suffix == ".toml" and os.path.isfile(path):
         return path
     raise UnknownCheckpoint(f"there is no filter {name!r}; give {', '.join(bundled())}, or the path of a .toml file.")
 
@@ -152,7 +153,7 @@ def weights_of(spec: Spec, path: Path) -> Path:
         if found is None or not found.submodule_search_locations:
             raise UnknownCheckpoint(f"the weights of {spec.name} are in the package {wanted.package}, not installed: {mend}.")
         folder = Path(found.submodule_search_locations[0])
-    if not (folder / wanted.file).is_file():
+    if not os.path.isfile(folder / wanted.file):
         raise UnknownCheckpoint(f"the weights of {spec.name} are not there: no file {folder / wanted.file}; {mend}.")
     return folder / wanted.file
 
