@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import platform
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +19,18 @@ from safetensors.torch import load_file
 
 import retouch
 import tiny
-from retouch.edit import Edit, RetouchError
+from retouch.edit import Edit, InvalidOption, RetouchError
 from retouch.models.base import Document, Frame, Job, Prompt
 from retouch.models.flux2 import Flux2
 from retouch.models.latents import pixels_of
-from retouch.train import autoencoder, data, mini
+from retouch.train import autoencoder, card, data, mini
 from retouch.train.concepts import CODEPOINTS, HELD_OUT, HUES, SEEN, Sticker, caption, hue_name, recolour
 from retouch.train.distill import schedule
 from retouch.train.flow import MODES, Velocity, noised
 from retouch.train.linear import as_convolution
 from retouch.train.loop import Stage, train
 from retouch.train.muon import Muon
-from retouch.train.scenes import Batch
+from retouch.train.scenes import Batch, Scenes
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+def run(folder: Path, steps: int, stop_at: int | None = None, seed: int = 0, **stage: Any) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     modules = torch.nn.ModuleDict({"linear": torch.nn.Linear(4, 4)})
     count = 0
@@ -67,7 +70,8 @@ def run(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, torch
     def batch_at(rng: np.random.Generator, done: float) -> torch.Tensor:
         return torch.from_numpy(rng.normal(size=(8, 4))).float()
 
-    train(Stage("stage", steps, lr=0.1, samples=8, warmup=3, save_every=0.0), modules, batch_at, loss_of, folder)
+    settings = Stage("stage", steps, lr=0.1, samples=8, warmup=3, save_every=0.0, **stage)
+    train(settings, modules, batch_at, loss_of, folder, seed=seed)
     return modules.state_dict()
 
 
@@ -78,6 +82,88 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     resumed = run(tmp_path / "killed", 12)
     for name, value in straight.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 1}, "seed 0, now 1"),
+        ({"steps": 9}, "steps 6, now 9"),
+        ({"clip": 2.0}, r"clip 1\.0, now 2\.0"),
+        ({"after": {"start": "mini (ab)"}}, r"start not set, now mini \(ab\)"),
+        ({"seed": 1, "after": {"scenes": 5}}, "seed 0, now 1; scenes not set, now 5"),
+    ],
+)
+def test_a_state_of_other_settings_is_not_gone_on_from(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    first = run(tmp_path, 6)
+    with pytest.raises(InvalidOption, match=rf"stage\.pt was made with {said}; give another --work, or delete it"):
+        run(tmp_path, **{"steps": 6, **other})
+    again = run(tmp_path, 6, sheet_every=7)  # which changes no weight
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_a_state_that_says_nothing_or_is_damaged_is_refused(tmp_path: Path) -> None:
+    torch.save({"step": 6}, tmp_path / "stage.pt")
+    with pytest.raises(InvalidOption, match="does not say what it was made with"):
+        run(tmp_path, 6)
+    (tmp_path / "stage.pt").write_bytes(b"torn")
+    with pytest.raises(InvalidOption, match="cannot be read"):
+        run(tmp_path, 6)
+
+
+def test_a_kill_while_a_file_is_written_leaves_none(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(what: Any, file: Any) -> None:
+        if isinstance(file, Path):
+            file.write_bytes(b"half")
+        else:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr(np, "savez", lambda file, *pictures: torn(pictures, file))
+    source, vae = data.Source(packages), autoencoder.build()
+    with pytest.raises(KeyboardInterrupt):
+        autoencoder.prepare_encoder(vae, source, tmp_path / "encoder.pt", 0, 8)
+    assert not (tmp_path / "encoder.pt").exists()
+    with pytest.raises(KeyboardInterrupt):
+        data.load_photos(tmp_path)
+    assert not list(tmp_path.glob("photos-*.npz"))
+
+
+def test_packages_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{data.WALLPAPERS[0]}.part").mkdir()
+    (tmp_path / f"{data.WALLPAPERS[0]}.part" / "of a killed run").touch()
+    killed, ran = True, []
+
+    def command(words: list[str], folder: Path) -> None:
+        ran.append(words[0])
+        made = {"npm": "lobehub-fluent-emoji-3d-1.tgz", "apt-get": f"{words[-1]}_1_all.deb"}.get(words[0], "")
+        (folder / words[-1] / "picture.png" if words[0] == "dpkg-deb" else folder / made).touch()
+        if killed and ran.count(words[0]) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_run", command)
+    for _ in range(3):  # each command is killed once
+        with pytest.raises(KeyboardInterrupt):
+            data.fetch(tmp_path)
+    killed = False
+    data.fetch(tmp_path)
+    assert [ran.count(name) for name in ("npm", "apt-get", "dpkg-deb")] == [2, 3, 3]
+    assert all([file.name for file in (tmp_path / name).iterdir()] == ["picture.png"] for name in data.WALLPAPERS)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_card_names_the_device_that_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    told = [card.model_card(4, {"vae": 1}, {"flow": 1}, torch.device(name)) for name in ("cpu", "cuda:1", "mps")]
+    assert [re.findall(r"Trained on\*\* (CPU|[^,]+)", text) for text in told] == [["CPU"], ["GPU cuda:1"], ["mps"]]
+
+
+def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
+    for name in ("nonsense", "cuda:77"):
+        with pytest.raises(InvalidOption, match="is not here"):
+            mini.main(["--work", str(tmp_path), "--device", name])
 
 
 def test_held_out_concepts_are_a_tenth_or_so_and_never_seen() -> None:
@@ -137,6 +223,24 @@ def solved(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Au
     rng = np.random.default_rng(9)
     pictures = np.stack([source.picture(64, 64, rng) for _ in range(8)])
     return vae.eval(), pixels_of(pictures, torch.device("cpu"), torch.float32)
+
+
+def test_an_encoder_and_scenes_of_another_seed_are_not_taken(
+    packages: Path, solved: tuple[AutoencoderKLFlux2, torch.Tensor], tmp_path: Path
+) -> None:
+    source, vae, device = data.Source(packages), autoencoder.build(), torch.device("cpu")
+    autoencoder.prepare_encoder(vae, source, tmp_path / "encoder.pt", 0, 8)
+    autoencoder.prepare_encoder(vae, source, tmp_path / "encoder.pt", 0, 8)
+    with pytest.raises(InvalidOption, match=r"encoder\.pt was made with seed 0, now 1"):
+        autoencoder.prepare_encoder(vae, source, tmp_path / "encoder.pt", 1, 8)
+    sizes = {(64, 64): 2}
+    made = Scenes(solved[0], source, sizes, tmp_path, device, 0, after={"start": None})
+    again = Scenes(solved[0], source, sizes, tmp_path, device, 0, after={"start": None})
+    assert torch.equal(made.by_size[64, 64][0].latents, again.by_size[64, 64][0].latents)
+    with pytest.raises(InvalidOption, match=r"scenes-64x64-000000-2\.pt was made with start not set, now mini"):
+        Scenes(solved[0], source, sizes, tmp_path, device, 0, after={"start": "mini"})
+    with pytest.raises(InvalidOption, match="seed 0, now 3"):
+        Scenes(solved[0], source, sizes, tmp_path, device, 3, after={"start": None})
 
 
 @torch.no_grad()
@@ -245,6 +349,10 @@ def test_train_mini_makes_a_checkpoint_that_edits(packages: Path, tmp_path: Path
     assert answer.usage.steps == 4
     assert np.array_equal(answer.image[~mask], image[~mask])
     assert {f.name.split("-")[0] for f in tmp_path.glob("*.png")} >= {"decoder", "flow", "distill"}
+    assert f"CPU ({platform.machine()})" in (out / "README.md").read_text()
+    for other in (["--seed", "1"], ["--start", str(out)], ["--start", "retouch-mini"]):
+        with pytest.raises(InvalidOption, match="was made with"):
+            mini.main(["--work", str(tmp_path), "--data", str(packages), *counts, *other])
     _going_on_from_it_keeps_its_autoencoder(out, packages, tmp_path / "more")
 
 

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLFlux2
 from PIL import Image
 
 from retouch.models.latents import patchify, pictures_of, pixels_of
+from retouch.train import kept
 from retouch.train.data import Source
 from retouch.train.linear import solve_encoder
 from retouch.train.loop import Stage, train
@@ -57,8 +58,13 @@ def _start_clear(vae: AutoencoderKLFlux2) -> None:
 
 @torch.no_grad()
 def prepare_encoder(vae: AutoencoderKLFlux2, source: Source, path: Path, seed: int, pictures: int) -> None:
-    """Solve the encoder from random pictures of 128 px and set the batch norm of its latents; both are kept in `path`."""
-    if not path.exists():
+    """Solve the encoder from random pictures of 128 px and set the batch norm of its latents; both are kept in `path`.
+
+    Raises InvalidOption where those are of another seed.
+    """
+    made_with = {"seed": seed, "pictures": pictures}
+    parts = kept.load(path, made_with)
+    if parts is None:
         rng = np.random.default_rng([seed, 77])
         drawn = np.stack([source.picture(128, 128, rng) for _ in range(pictures)])
         pixels = pixels_of(drawn, torch.device("cpu"), torch.float32)
@@ -67,9 +73,8 @@ def prepare_encoder(vae: AutoencoderKLFlux2, source: Source, path: Path, seed: i
         vae.bn.running_mean.copy_(tokens.mean(0))
         vae.bn.running_var.copy_((wanted.mean() / wanted).repeat_interleave(4))
         parts = {name: getattr(vae, name).state_dict() for name in ("encoder", "quant_conv", "bn")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(parts, path)
-    for name, state in torch.load(path, weights_only=True).items():
+        kept.save(path, parts, made_with)
+    for name, state in parts.items():
         getattr(vae, name).load_state_dict(state)
 
 

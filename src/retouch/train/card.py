@@ -14,13 +14,18 @@ JUDGED = "<!-- judged -->"
 """Stands before and after the section that the judge writes."""
 
 
-def model_card(steps: int, parameters: dict[str, int], trained: dict[str, int], start: str | None = None) -> str:
-    """README.md of a checkpoint. `parameters` by part, `trained` steps by stage, from `start`'s weights where it is given."""
+def model_card(
+    steps: int, parameters: dict[str, int], trained: dict[str, int], device: torch.device, start: str | None = None
+) -> str:
+    """README.md of a checkpoint. `parameters` by part, `trained` steps by stage on `device`, from `start`'s weights where it is
+    given.
+    """
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in parameters.items())
     stages = ", ".join(f"{name} {count:,}" for name, count in trained.items())
     sides = sorted({side for size in SIZES for side in size})
     begun = "" if start is None else f", from the weights of an earlier {Path(start).name}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    machine = f"CPU ({platform.machine()})" if device.type == "cpu" else str(device)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else machine
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -34,7 +39,7 @@ there so that everything in Retouch runs and is measured on real weights on any 
 - **Parts**: {sizes}; bfloat16. 16 px a token.
 - **Steps**: {steps}. **`text_encoder_out_layers`** (1, 2, 3), **`max_sequence_length`**: the prompt's own length, at most 64;
   prompts are not padded. `retouch.json` says so to Retouch; stock pipelines take both as arguments.
-- **Trained on** {device}, documents of {sides[0]} to {sides[-1]} px, steps by stage: {stages}{begun}.
+- **Trained on** {place}, documents of {sides[0]} to {sides[-1]} px, steps by stage: {stages}{begun}.
 - **Used in three ways**: noisy tokens inside the mask with the document as cached reference (Retouch); all tokens with the
   cached reference (`Flux2KleinKVPipeline`); all tokens with the reference in the sequence (`Flux2KleinInpaintPipeline`).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def source_of(data: Path, photos: list[np.ndarray]) -> Source:
     return Source(data, tuple(CODEPOINTS), photos)
 
 
-def cases(source: Source, kind: str, n: int, seed: int = 0) -> list[Case]:
-    """`n` cases of one of KINDS. Case i depends on (seed, kind, i) alone; concepts come in turn, so that each has its share."""
+def cases(source: Source, kind: str, n: int, seed: int = 0, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Case]:
+    """`n` cases of one of KINDS. Case i depends on (seed, kind, i) and `sizes` alone; concepts come in turn, so that each has
+    its share.
+    """
     start = 1000 * KINDS.index(kind)
     order = np.random.default_rng([seed, start]).permutation(len(_concepts(kind)))
     made = []
@@ -51,7 +54,7 @@ def cases(source: Source, kind: str, n: int, seed: int = 0) -> list[Case]:
         before, after, prompt = _ask(source, kind, concept, rng)
         photo = float((index + index // len(order)) % 2)  # a concept that comes again comes on the other ground
         share = {"remove on photos": 1.0, "remove on flat": 0.0}.get(kind, photo)
-        size = SIZES[(index // 2) % len(SIZES)]
+        size = sizes[(index // 2) % len(sizes)]
         made.append(_build(source, before, after, prompt, size, share, rng, boxed=kind == "insert"))
     return made
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -30,15 +32,36 @@ SIDES = (40, 150)
 
 
 def fetch(folder: Path) -> None:
-    """Bring the packages into `folder`: emoji by npm, wallpapers by apt. What is there already is not fetched again."""
+    """Bring the packages into `folder`: emoji by npm, wallpapers by apt. What is there already is not fetched again.
+
+    Each is made under another name and renamed, so that what a kill has left is never taken for whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("lobehub-fluent-emoji-3d-*.tgz")):
-        _run(["npm", "pack", "--silent", EMOJI], folder)
+        _brought(["npm", "pack", "--silent", EMOJI], folder)
     for package in WALLPAPERS:
         if not any(folder.glob(f"{package}_*.deb")):
-            _run(["apt-get", "download", package], folder)
+            _brought(["apt-get", "download", package], folder)
         if not (folder / package).is_dir():
-            _run(["dpkg-deb", "-x", str(next(folder.glob(f"{package}_*.deb"))), package], folder)
+            part = _empty(folder / f"{package}.part")
+            _run(["dpkg-deb", "-x", next(folder.glob(f"{package}_*.deb")).name, part.name], folder)
+            os.replace(part, folder / package)
+
+
+def _brought(command: list[str], folder: Path) -> None:
+    """The files that a command makes where it is run."""
+    part = _empty(folder / "fetched.part")
+    _run(command, part)
+    for file in sorted(part.iterdir()):
+        os.replace(file, folder / file.name)
+    part.rmdir()
+
+
+def _empty(folder: Path) -> Path:
+    """A new folder in the place of what a kill has left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -203,7 +226,9 @@ def load_photos(folder: Path) -> list[np.ndarray]:
                 image = file.convert("RGB")
             image.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX)
             photos.append(np.asarray(image))
-        np.savez(cache, *photos)
+        with cache.with_suffix(".part").open("wb") as part:
+            np.savez(part, *photos)
+        os.replace(cache.with_suffix(".part"), cache)
         log.info("decoded %d training photos", len(photos))
     with np.load(cache) as stored:
         return [stored[name] for name in stored.files]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from retouch.train import kept
 from retouch.train.muon import Muon
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class Stage:
     """How long and how fast one stage trains. `samples` a step are only for the printed rate.
 
     `muon`, if not 0, is the learning rate of Muon for matrices and kernels inside blocks, beside AdamW's `lr` for the rest.
+    `after`: what else its weights depend on, such as the checkpoint that it starts from; of no use to the stage itself.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Stage:
     sheet_every: int = 500
     clip: float = 1.0
     muon: float = 0.0
+    after: kept.Settings = field(default_factory=dict)
+
+    def made_with(self, seed: int) -> kept.Settings:
+        """All that its weights depend on."""
+        own = {name: getattr(self, name) for name in ("steps", "lr", "muon", "warmup", "weight_decay", "ema", "clip")}
+        return {"seed": seed, **self.after, **own}
 
     def rate_at(self, step: int) -> float:
         """Share of the peak rate: a linear warm-up, then a cosine down to 2 %."""
@@ -72,12 +79,12 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The averaged weights stand in the modules while this is open."""
-        kept = [p.detach().clone() for p in self.parameters]
+        trained = [p.detach().clone() for p in self.parameters]
         self._put(self.shadow)
         try:
             yield
         finally:
-            self._put(kept)
+            self._put(trained)
 
     def _put(self, values: list[torch.Tensor]) -> None:
         with torch.no_grad():
@@ -100,13 +107,16 @@ def train(
 
     Step k draws its data and its noise from (seed, stage, k) alone, so a killed run goes on as if nothing had happened:
     the last state lies in `folder/<stage>.pt`, and `folder/<stage>-<step>.png` are what `sheet` drew.
+
+    Raises InvalidOption where that state is of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in modules.parameters() if p.requires_grad]
     optimizers = stage.optimizers(modules)
     ema = Ema(parameters, stage.ema)
     path = folder / f"{stage.name}.pt"
-    first = _resume(path, modules, optimizers, ema)
+    made_with = stage.made_with(seed)
+    first = _resume(path, made_with, modules, optimizers, ema)
     if first >= stage.steps:
         ema._put(ema.shadow)
         return
@@ -140,7 +150,7 @@ def train(
                 detail = " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
                 log.info("%s %d/%d loss %.4f %s %.1f samples/s", stage.name, step + 1, stage.steps, average, detail, rate)
             if time.monotonic() - saved > stage.save_every or step + 1 == stage.steps:
-                _save(path, step + 1, modules, optimizers, ema)
+                _save(path, made_with, step + 1, modules, optimizers, ema)
                 saved = time.monotonic()
             if sheet and ((step + 1) % stage.sheet_every == 0 or step + 1 == stage.steps):
                 with ema.applied(), torch.no_grad():
@@ -158,21 +168,22 @@ def _progress(stage: Stage) -> Iterator[tuple[Progress, Any]]:
         yield bar, bar.add_task(stage.name, total=stage.steps, loss="-", rate="-")
 
 
-def _resume(path: Path, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema) -> int:
-    if not path.exists():
+def _resume(
+    path: Path, made_with: kept.Settings, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema
+) -> int:
+    state = kept.load(path, made_with)
+    if state is None:
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
     modules.load_state_dict(state["modules"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
+    for optimizer, before in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(before)
     ema.shadow = [value.to(p.device) for value, p in zip(state["ema"], ema.parameters, strict=True)]
     log.info("%s: going on from step %d", path.name, state["step"])
     return int(state["step"])
 
 
-def _save(path: Path, step: int, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema) -> None:
-    kept = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"step": step, "modules": modules.state_dict(), "optimizers": kept, "ema": ema.shadow}
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+def _save(
+    path: Path, made_with: kept.Settings, step: int, modules: torch.nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema
+) -> None:
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    kept.save(path, {"step": step, "modules": modules.state_dict(), "optimizers": states, "ema": ema.shadow}, made_with)

@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline
 
 from retouch.edit import InvalidOption
 from retouch.models import checkpoint
-from retouch.train import autoencoder, distill, flow, text
+from retouch.train import autoencoder, distill, flow, kept, text
 from retouch.train.card import model_card
 from retouch.train.data import Source
 from retouch.train.loop import Stage
@@ -43,7 +43,7 @@ class Plan:
 def main(argv: list[str]) -> int:
     plan = Plan()
     parser = argparse.ArgumentParser(prog="retouch train mini", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, scenes and sample sheets (%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="checkpoints, scenes, sheets of one run (%(default)s)")
     parser.add_argument("--data", type=Path, help="where the packages with the pictures are kept (WORK/data)")
     parser.add_argument("--out", type=Path, help="the checkpoint's folder (WORK/retouch-mini)")
     parser.add_argument("--start", help="go on from this checkpoint's weights: a bundled name or a directory (from nothing)")
@@ -72,32 +72,46 @@ def main(argv: list[str]) -> int:
 def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: str, start: str | None = None) -> None:
     """All stages up to `until`. After flow and after distillation the checkpoint is written, the teacher's as OUT-teacher.
 
-    With `start`, every part begins as that checkpoint has it, and its encoder stays; a stage of no steps is left out.
+    With `start`, every part begins as that checkpoint has it, and its encoder stays; a stage of no steps is left out. Raises
+    InvalidOption where `work` holds what was made with other settings.
     """
-    device, last = torch.device(device_name), STAGES.index(until)
+    device, last = _device(device_name), STAGES.index(until)
     torch.manual_seed(plan.seed)
+    begun = None if start is None else checkpoint.find(start)
+    origin: kept.Settings = {"start": None if begun is None else f"{begun.name} ({kept.digest_of(begun)})"}
     source = Source(data)
     parts = _built(source, plan.seed, work) if start is None else _read(start)
     vae, tokenizer, encoder, transformer = (parts[name] for name in ("vae", "tokenizer", "text_encoder", "transformer"))
-    stage = Stage("decoder", plan.decoder, lr=1e-3, muon=3e-3, samples=7, ema=0.998)
+    stage = Stage("decoder", plan.decoder, lr=1e-3, muon=3e-3, samples=7, ema=0.998, after=origin)
     autoencoder.train_decoder(vae, source, stage, work, device, plan.seed)
     if last == 0:
         return
-    scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed)
+    scenes = Scenes(vae, source, scene_counts(plan.scenes), work, device, plan.seed, after=origin)
 
     def sheet(path: Path) -> None:
         edit_sheet(pipeline_of(parts), source, path)
 
-    stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=64, warmup=100, ema=0.998, sheet_every=500)
+    origin = {**origin, "scenes": plan.scenes}
+    stage = Stage("flow", plan.flow, lr=1e-3, muon=2e-3, samples=64, warmup=100, ema=0.998, sheet_every=500, after=origin)
     first_share = flow.FIRST_SHARE if start is None else 0.0
     flow.train_flow(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed, first_share)
     trained = {name: getattr(plan, name) for name in STAGES[: last + 1]}
     taught = {name: trained[name] for name in STAGES[:2]}
-    write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, taught, start)
+    write(parts, out.with_name(out.name + "-teacher"), distill.TEACHER_STEPS, taught, device, start)
     if last >= 2:
-        stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200)
+        origin = {**origin, "flow": plan.flow}
+        stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200, after=origin)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
-    write(parts, out, distill.STEPS, trained, start)
+    write(parts, out, distill.STEPS, trained, device, start)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidOption(f"device {name!r} is not here: {' '.join(str(error).split())[:200]} Give cpu.") from error
+    return device
 
 
 def _built(source: Source, seed: int, work: Path) -> dict[str, Any]:
@@ -126,7 +140,9 @@ def pipeline_of(parts: dict[str, Any]) -> Flux2KleinKVPipeline:
     return Flux2KleinKVPipeline(scheduler=scheduler, **parts)
 
 
-def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int], start: str | None = None) -> None:
+def write(
+    parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int], device: torch.device, start: str | None = None
+) -> None:
     """The diffusers directory in bfloat16, and `retouch.json`, which says how it is run."""
     kept = {name: part.state_dict() for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     kept = {name: {k: v.detach().float().cpu().clone() for k, v in state.items()} for name, state in kept.items()}
@@ -139,7 +155,7 @@ def write(parts: dict[str, Any], out: Path, steps: int, trained: dict[str, int],
     }  # fmt: skip
     (out / "retouch.json").write_text(json.dumps(settings, indent=1) + "\n")
     parameters = {name: sum(p.numel() for p in parts[name].parameters()) for name in kept}
-    (out / "README.md").write_text(model_card(steps, parameters, trained, start))
+    (out / "README.md").write_text(model_card(steps, parameters, trained, device, start))
     for name, state in kept.items():  # saving has rounded the live weights: give them their precision back
         parts[name].float().load_state_dict(state)
     log.info("wrote %s", out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from retouch.models.latents import cells_of, normalize, patchify, pixels_of
+from retouch.train import kept
 from retouch.train.concepts import Sticker, caption
 from retouch.train.data import Scene, Source
 from retouch.train.linear import as_convolution
@@ -52,29 +52,32 @@ class Batch:
 
 
 class Scenes:
-    """All encoded scenes of a run, by size; made once from a seed and kept on disk in chunks, so that a kill costs little."""
+    """All encoded scenes of a run, by size; made once from a seed and kept on disk in chunks, so that a kill costs little.
+
+    `after` is what the encoder depends on. Raises InvalidOption where scenes of another encoder or seed lie there.
+    """
 
     def __init__(
         self, vae: AutoencoderKLFlux2, source: Source, sizes: dict[tuple[int, int], int], folder: Path, device: torch.device,
-        seed: int = 0, chunk: int = 500,
+        seed: int = 0, chunk: int = 500, after: kept.Settings | None = None,
     ) -> None:  # fmt: skip
         convolution = as_convolution(vae.to(device))
         self.by_size: dict[tuple[int, int], list[Encoded]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        made_with = {"seed": seed, **(after or {})}
         for (height, width), count in sizes.items():
             found: list[Encoded] = []
             for first in range(0, count, chunk):
                 made_now = min(chunk, count - first)
                 path = folder / f"scenes-{height}x{width}-{first:06d}-{made_now}.pt"
-                if not path.exists():
+                made = kept.load(path, made_with, trusted=True)
+                if made is None:
                     rng = np.random.default_rng([seed, height, width, first])
                     made = [
                         encode_scene(vae, convolution, source.scene(height, width, rng, share=0.65), device)
                         for _ in track(range(made_now), f"scenes {height} x {width} from {first}")
                     ]
-                    torch.save(made, path.with_suffix(".part"))
-                    os.replace(path.with_suffix(".part"), path)
-                found += torch.load(path, weights_only=False)
+                    kept.save(path, made, made_with)
+                found += made
             self.by_size[height, width] = sorted(found, key=lambda scene: len(scene.cells))
             log.info("%d scenes of %d x %d", len(found), height, width)
 
