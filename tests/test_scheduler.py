@@ -277,3 +277,31 @@ def test_the_estimate_counts_who_comes_before() -> None:
     estimate = finish_time(late, crowd, FirstCome(), 100, clock, 0.0)
     assert estimate == pytest.approx(24.0)
     assert finish_time(late, [], FirstCome(), 100, clock, 0.0) == pytest.approx(4.0)
+
+
+def off_the_steps(waiting: list[Ticket]) -> float:
+    """A second for each, and ten for each tenant among them: what they share is made once."""
+    return len(waiting) + 10.0 * len({one.tenant for one in waiting})
+
+
+@pytest.mark.parametrize(("beside", "seconds"), [(0, 24 + 25 + 11), (1, 25 + 11), (2, 24 + 11), (5, 24 + 11)])
+def test_the_estimate_counts_what_those_before_take_apart_from_their_steps(beside: int, seconds: float) -> None:
+    """In turn with the steps; with threads beside them, whichever takes longer."""
+    clock = StepClock()
+    for tokens in (100, 200):
+        clock.observe(tokens, 0.01 * tokens)
+    crowd, late = [ticket(float(i), tenant="ab"[i % 2]) for i in range(5)], ticket(9.0, tenant="c")
+    after = ticket(10.0, tenant="d")
+
+    def estimate(one: Ticket) -> float:
+        return finish_time(one, [*crowd, after], FirstCome(), 100, clock, 0.0, off_the_steps, beside)
+
+    assert estimate(late) == pytest.approx(seconds)
+    late.tenant = "a"
+    assert estimate(late) == pytest.approx(seconds - 10), "it shares what is made already"
+
+
+def test_the_estimate_counts_those_that_are_being_finished_wherever_they_stand() -> None:
+    done, one = ticket(1.0, steps=0), ticket(0.0)
+    assert finish_time(one, [done], FirstCome(), 100, StepClock(), 0.0, len) == 2.0
+    assert finish_time(done, [one], FirstCome(), 100, StepClock(), 0.0, len) == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ import pytest
 import dying
 from patience import LONG, Heard, gone, until
 from retouch import config
-from retouch.edit import Edit, Edited, WorkerLost
+from retouch.edit import Edit, Edited, RetouchError, WorkerLost
 from retouch.engine.worker import Options, Worker
+from test_engine_flights import Stuck
 
 HERE = Path(__file__).parent
 Started = Callable[[str, str], tuple["subprocess.Popen[str]", int]]
@@ -174,6 +178,60 @@ def test_a_process_that_does_not_come_up_again_is_said(
     (tmp_path / "hold").unlink()
     (tmp_path / "loaded").unlink()
     assert right(later, 7), "when it comes up again, it goes on"
+
+
+def test_where_no_process_can_be_begun_it_is_tried_again(
+    workers: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of files or of processes; closing meanwhile is no trouble either."""
+    monkeypatch.setattr("retouch.engine.worker.FAILED_STARTS", 1)
+    ending, worker = workers(), workers()
+    with monkeypatch.context() as short:
+
+        def full(process: Any) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        short.setattr(SpawnProcess, "_Popen", staticmethod(full))
+        for one in (worker, ending):
+            os.kill(one.pid or 0, signal.SIGKILL)
+            until(lambda one=one: not one.ready)
+            with pytest.raises(WorkerLost, match=r"does not start any more.*Too many open files"):
+                one.submit(ask(1)).result(LONG)
+        ending.close()
+        with pytest.raises(OSError, match="Too many"):
+            Worker(worker.options).start()
+    assert right(worker.submit(ask(7)), 7)
+
+
+def test_an_edit_that_cannot_be_sent_is_answered_and_its_picture_sent_with_the_next(workers: Callable[..., Worker]) -> None:
+    worker, stuck = workers(), ask(1, adapters=(("ink", Stuck(1.0)),))
+    with pytest.raises(RetouchError, match="cannot be sent to the model: ValueError: stuck"):
+        worker.submit(stuck).result(LONG)
+    assert right(worker.submit(replace(stuck, seed=2, adapters=())), 2)
+    assert worker.restarts == 0
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error(workers: Callable[..., Worker]) -> None:
+    worker = workers()
+    with pytest.raises(RuntimeError, match="the answer cannot be sent"):
+        worker.submit(ask(1, "jam")).result(LONG)
+    assert right(worker.submit(ask(2)), 2)
+    assert worker.restarts == 0
+
+
+def test_an_answer_that_the_server_cannot_give_ends_no_listening(
+    workers: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = workers()
+    with monkeypatch.context() as short:
+
+        def full(changed: Any, edit: Edit) -> Edited:
+            raise MemoryError("no room")
+
+        short.setattr("retouch.engine.parcels.Changed.edited", full)
+        with pytest.raises(MemoryError, match="no room"):
+            worker.submit(ask(1)).result(LONG)
+    assert right(worker.submit(ask(2)), 2)
 
 
 def test_a_process_that_cannot_load_is_said_at_the_start(workers: Callable[..., Worker]) -> None:

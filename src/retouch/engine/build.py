@@ -35,6 +35,9 @@ OFFLOADS = ("stages",)
 DISK = 8 << 30
 """Bytes of encoded documents kept in a cache folder; prompts take an eighth of it beside them."""
 
+HEAD, BLOCKS, BLOCK = 1 << 20, 1024, 4096
+"""What tells weight files apart: bytes of a file's beginning, and how many blocks of how many bytes after them."""
+
 
 def load(
     model: str = "retouch-mini", dtype: str = "auto", device: str = "auto", options: Options | None = None,
@@ -97,11 +100,32 @@ def _computed(options: Options, savings: tuple[str, ...]) -> Options:
 
 
 def _fingerprint(path: Path, base: Path) -> str:
-    """Of all files of `base`, and of `path` where that is a file in the place of some of them."""
+    """Of all files of `base`, and of `path` where that is a file in the place of some of them.
+
+    Names, sizes and times of change are not enough: two fine-tunes are of one size, and archives and images may set all times
+    alike. So it is of what the files hold, too.
+    """
     files = sorted(p for p in base.rglob("*") if p.suffix in (".json", ".safetensors"))
     named = [(p.relative_to(base), p) for p in files] + [(Path("file"), path)] * path.is_file()
-    stamp = "|".join(f"{name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for name, p in named)
-    return hashlib.blake2b(stamp.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for name, p in named:
+        stat = p.stat()
+        digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}|".encode())
+        _sample(p, stat.st_size, digest)
+    return digest.hexdigest()
+
+
+def _sample(path: Path, size: int, digest: hashlib.blake2b) -> None:
+    """The file's first MiB, where the names, shapes and places of its tensors are, and blocks spread evenly over the rest, the
+    last at its very end: all of a file of up to 5 MiB, and 5 MiB of any larger one, so that one of 20 GB takes a moment. What
+    was changed in stretches of less than a thousandth of the file alone may be missed.
+    """
+    with path.open("rb", buffering=0) as file:
+        digest.update(file.read(HEAD))
+        count = min(BLOCKS, -(-max(0, size - HEAD) // BLOCK))
+        for index in range(count):
+            file.seek(HEAD + (size - HEAD - BLOCK) * index // max(1, count - 1))
+            digest.update(file.read(BLOCK))
 
 
 def _devices(place: torch.device, offload: str | None, device_map: str | None, compile: bool) -> list[torch.device]:

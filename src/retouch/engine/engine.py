@@ -17,11 +17,11 @@ from retouch.cache.memory import Memory
 from retouch.cache.store import Store
 from retouch.edit import DeadlineTooSoon, Edit, Edited, QueueFull, WorkerLost
 from retouch.engine.parcels import Changed
-from retouch.engine.results import finished, key_of, recalled
+from retouch.engine.results import finished, key_of
 from retouch.engine.scheduler import FirstCome, Policy, StepClock, finish_time, fitting
 from retouch.engine.sides import Sides
 from retouch.engine.stages import Stages
-from retouch.engine.submitted import Submitted, Watch, expire, settle
+from retouch.engine.submitted import Submitted, Watch, expire, hand_on, recall, same, settle
 from retouch.models.base import Document, EditModel, Job, Prompt
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class Engine(Stages):
     ) -> Submitted:
         """Take an edit on. `watch` hears of `previews` of its steps, evenly spread; `answer` is what the answer goes to.
 
+        Where the very same edit is on its way, and may be reused, this one waits for its answer and is not computed.
         Raises QueueFull, and DeadlineTooSoon with the estimate where it could not be done in time.
         """
         frame = self.model.frame(edit)
@@ -109,16 +110,17 @@ class Engine(Stages):
         one.answer = one.answer if answer is None else answer
         one.result_key = key_of(edit, frame, steps) if edit.reuse else ""
         if edit.reuse and (known := self.results.find(one.result_key)):
-            one.steps = 0
-            settle(one.answer, recalled(edit, known))
+            recall(one, known)
             return one
         with self._changed:
             waiting = [other for other in self._submitted if not other.answer.done()]
             if len(waiting) >= self.queue:
-                soon = self.clock.seconds(self.tokens) * sum(other.work for other in waiting) / max(1, self.tokens)
+                work = sum(other.work for other in waiting if other.awaits is None)
+                soon = self.clock.seconds(self.tokens) * work / max(1, self.tokens)
                 raise QueueFull(f"{self.queue:,} edits wait already; try again later.", retry_after=max(1.0, soon / 4))
+            one.awaits = same(one, waiting, self.policy)
             if edit.deadline is not None:
-                expected = finish_time(one, waiting, self.policy, self.tokens, self.clock, now) - now + self.around(one.frame)
+                expected = self._expected(one.awaits or one, waiting, now)
                 if expected > edit.deadline:
                     raise DeadlineTooSoon(
                         f"it would take about {expected:.1f} s; {edit.deadline:.1f} s are given. Allow more, or leave it out."
@@ -126,6 +128,16 @@ class Engine(Stages):
             self._submitted.append(one)
             self._changed.notify_all()
         return one
+
+    def _expected(self, one: Submitted, waiting: Sequence[Submitted], now: float) -> float:
+        """Seconds until `one`'s answer."""
+        others = [other for other in waiting if other is not one and other.awaits is None]
+        beside = self._sides.threads
+        return finish_time(one, others, self.policy, self.tokens, self.clock, now, self._aside, beside) - now
+
+    def _aside(self, those: Sequence[Submitted]) -> float:
+        new = [(one.edit, one.frame) for one in those if one.job is None]
+        return self.aside(new, len(those) - len(new))
 
     def tick(self) -> bool:
         """One round of the loop; false where there was nothing to do."""
@@ -153,9 +165,11 @@ class Engine(Stages):
         started = time.perf_counter()
         with self._changed:
             self._submitted = live = [one for one in self._submitted if not one.answer.done()]
+        hand_on(live, self.policy)
         expire(live)
         with self._changed:  # `submit` asks the policy too, from other threads
-            order = self.policy.order([one for one in live if one.steps and not one.answer.done()], time.monotonic())
+            stepping = [one for one in live if one.steps and one.awaits is None and not one.answer.done()]
+            order = self.policy.order(stepping, time.monotonic())
         owed = self.policy.owed(order)
         self.scheduling += time.perf_counter() - started
         return live, order, owed
@@ -221,7 +235,8 @@ class Engine(Stages):
         assert one.job is not None
         edited = self.finish(one.job)
         if one.edit.reuse:
-            self.results.put(one.result_key, finished(one.edit, edited), sum(edited.usage.seconds.values()))
+            one.made = finished(one.edit, edited)
+            self.results.put(one.result_key, one.made, sum(edited.usage.seconds.values()))
         settle(one.answer, edited)
 
     def close(self) -> None:

@@ -82,16 +82,24 @@ class Packer:
     def __init__(self, budget: int = KEPT) -> None:
         self.budget, self.bytes = budget, 0
         self._sent: OrderedDict[Place, _Sent] = OrderedDict()
+        self._to_go: list[int] = []
         self._numbers = itertools.count()
 
     def packed(self, edit: Edit) -> Asked:
-        gone = [self._forget(place) for place, sent in list(self._sent.items()) if sent.owner() is None]
+        bits = None if edit.mask is None else np.packbits(edit.mask)
+        gone = self._to_go + [self._forget(place) for place, sent in list(self._sent.items()) if sent.owner() is None]
         new: dict[int, np.ndarray] = {}
         image, *references = [self._number(picture, new) for picture in (edit.image, *edit.references)]
         while self.bytes > self.budget:
             gone.append(self._forget(next(iter(self._sent))))
-        bits = None if edit.mask is None else np.packbits(edit.mask)
+        self._to_go = []
         return Asked(image, tuple(references), bits, {name: getattr(edit, name) for name in OTHERS}, new, tuple(gone))
+
+    def unsent(self, asked: Asked) -> None:
+        """`asked` never went: who edits its new pictures next sends them again, and says which may go."""
+        for place in [place for place, sent in self._sent.items() if sent.number in asked.pictures]:
+            self._forget(place)
+        self._to_go += [number for number in asked.gone if number not in asked.pictures]
 
     def _number(self, picture: np.ndarray, new: dict[int, np.ndarray]) -> int:
         place = (picture.ctypes.data, picture.shape, picture.strides)

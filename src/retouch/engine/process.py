@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -41,15 +41,18 @@ def receive(connection: Connection) -> Any:
         return None
 
 
-def write(connection: Connection, outbox: queue.SimpleQueue[Any]) -> None:
-    """Send what is put into the outbox, until it says None or the other end is gone."""
+def write(connection: Connection, outbox: queue.SimpleQueue[Any], unsent: Callable[[Any, Exception], None]) -> None:
+    """Send what is put into the outbox, until it says None or the other end is gone. `unsent` hears of a message that cannot be
+    written, and why: somebody waits for what it would have said.
+    """
     while (message := outbox.get()) is not None:
         try:
             connection.send(message)
         except OSError:
             return
-        except Exception:
+        except Exception as error:
             log.exception("a message of the kind %r cannot be sent", message[0])
+            unsent(message, error)
 
 
 def serve(connection: Connection, options: Options) -> None:
@@ -125,7 +128,7 @@ class _Loop:
         self.closed = threading.Event()
 
     def run(self, info: dict[str, Any]) -> None:
-        writer = threading.Thread(target=write, args=(self.connection, self.outbox), daemon=True)
+        writer = threading.Thread(target=write, args=(self.connection, self.outbox, self._unsent), daemon=True)
         writer.start()
         self.outbox.put(("ready", None, info))
         threading.Thread(target=self._hear, daemon=True).start()
@@ -176,14 +179,25 @@ class _Loop:
 
     def _answered(self, number: int, edit: Edit, answer: Future[Edited]) -> None:
         self.answers.pop(number, None)
-        if not answer.cancelled():
-            error = answer.exception()
-            if error is not None:
-                _end_if_broken(error)
-                self.outbox.put(("answer", number, _sendable(error)))
-            else:
-                edited = answer.result()
-                self.outbox.put(("answer", number, Changed.of(edit, edited.image, edited.usage)))
+        if answer.cancelled():
+            return
+        content: Changed | BaseException
+        error = answer.exception()
+        try:
+            content = Changed.of(edit, answer.result().image, answer.result().usage) if error is None else _sendable(error)
+        except Exception as failed:  # no memory, say
+            content = _sendable(failed)
+        self.outbox.put(("answer", number, content))
+
+    def _unsent(self, message: tuple[Any, ...], error: Exception) -> None:
+        """An answer that cannot be written has an error in its place. Where not even that can be, or not that the process has
+        come up, another process may do better.
+        """
+        kind, number, content = message
+        if kind == "answer" and type(content) is not RuntimeError:
+            self.outbox.put(("answer", number, RuntimeError(f"the answer cannot be sent: {type(error).__name__}: {error}")))
+        elif kind in ("answer", "ready"):
+            os._exit(1)
 
     def _tell(self) -> None:
         while not self.closed.wait(STATS_EVERY):
@@ -209,7 +223,11 @@ def _end_if_broken(error: BaseException) -> None:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """Typed errors go as they are; what else may be raised cannot be sure to be read at the other end, so its text goes."""
+    """Typed errors go as they are; what else may be raised cannot be sure to be read at the other end, so its text goes.
+
+    Ends the process where the device is lost.
+    """
+    _end_if_broken(error)
     if isinstance(error, RetouchError):
         return error
     log.error("an edit failed", exc_info=error)

@@ -216,17 +216,26 @@ class StepClock:
         return int(min(max(wanted, least), max((longest - fixed) / each, least), most))
 
 
-def finish_time(ticket: Ticket, others: Sequence[Ticket], policy: Policy, budget: int, clock: StepClock, now: float) -> float:
-    """When `ticket` would have had its last step, were nobody else to come: what an admission is decided by.
+def finish_time(
+    ticket: T, others: Sequence[T], policy: Policy, budget: int, clock: StepClock, now: float,
+    aside: Callable[[Sequence[T]], float] = lambda tickets: 0.0, beside: int = 0,
+) -> float:  # fmt: skip
+    """When `ticket` would be done, were nobody else to come: what an admission is decided by.
 
     All before it by `policy` share the steps with it; those after it only fill what is left, which costs it no more than the
-    step's own growth.
+    step's own growth. `aside` says how many seconds some tickets still take together apart from their steps. With nothing
+    `beside` the steps, what those ahead take comes in turn with them, and adds to them. Else so many threads do it while the
+    loop steps, and whichever takes longer is waited for. `ticket`'s own comes on top either way. What those after it take is
+    left out, though who joins its first step is encoded before that.
     """
-    ahead = 0
-    for other in policy.copy().order([*others, ticket], now):
-        if other is ticket:
-            break
-        ahead += other.work
-    steps = max(ticket.steps, math.ceil((ahead + ticket.work) / max(budget, ticket.tokens)))
-    load = min(max(budget, ticket.tokens), math.ceil((ahead + ticket.work) / steps))
-    return now + steps * clock.seconds(load)
+    order = policy.copy().order([*others, ticket], now)
+    place = next(index for index, other in enumerate(order) if other is ticket)
+    ahead = order[:place] if ticket.steps else []
+    work = sum(other.work for other in ahead) + ticket.work
+    steps = max(ticket.steps, math.ceil(work / max(budget, ticket.tokens)))
+    load = min(max(budget, ticket.tokens), math.ceil(work / max(1, steps)))
+    stepping = steps * clock.seconds(load)
+    ahead += [other for other in order[place + 1 :] if not other.steps]  # they are being finished, whatever their place
+    waited = aside(ahead)
+    own = aside([*ahead, ticket]) - waited
+    return now + own + (max(stepping, waited / beside) if beside else stepping + waited)

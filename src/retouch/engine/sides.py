@@ -21,7 +21,7 @@ class Sides:
     """
 
     def __init__(self, model: EditModel, threads: int, changed: threading.Condition) -> None:
-        self.model, self.changed = model, changed
+        self.model, self.threads, self.changed = model, threads, changed
         self._pool = ThreadPoolExecutor(threads, "retouch-beside") if threads else None
         self._put_off: deque[tuple[Submitted, Do]] = deque()
 

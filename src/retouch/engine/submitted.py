@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retouch.edit import DeadlinePassed, Edit, Edited
-from retouch.engine.scheduler import Ticket
+from retouch.engine.parcels import Changed
+from retouch.engine.results import recalled
+from retouch.engine.scheduler import Policy, Ticket
 from retouch.models.base import Frame, Job
 
 Watch = Callable[[int, np.ndarray | None], None]
@@ -24,7 +26,8 @@ _settling = threading.RLock()
 class Submitted(Ticket):
     """An edit that the engine has taken on. `answer.cancel()` takes it back, up to its last step.
 
-    `side` is what runs for it beside the loop: encoding, then finishing.
+    `side` is what runs for it beside the loop: encoding, then finishing. `awaits` is the very same edit, taken on before, whose
+    answer is to be this one's too; `made` is that answer, once it is there.
     """
 
     edit: Edit
@@ -35,6 +38,8 @@ class Submitted(Ticket):
     side: Future[None] | None = None
     answer: Future[Edited] = field(default_factory=Future)
     result_key: str = ""
+    awaits: Submitted | None = None
+    made: Changed | None = None
 
     @property
     def shows(self) -> bool:
@@ -44,6 +49,39 @@ class Submitted(Ticket):
         step, steps = self.job.step, self.job.steps
         due = {max(1, round(steps * (i + 1) / (self.previews + 1))) for i in range(self.previews)}
         return step in due and step < steps
+
+
+def same(one: Submitted, among: Sequence[Submitted], policy: Policy) -> Submitted | None:
+    """The one among others in flight whose answer may be `one`'s too.
+
+    None where `one` would come first, or has previews to show: then it is computed for itself.
+    """
+    if not one.result_key or (one.watch is not None and one.previews):
+        return None
+    for other in among:
+        if other.result_key == one.result_key and other is not one and other.awaits is None and not other.answer.done():
+            return other if policy.copy().order([other, one], time.monotonic())[0] is other else None
+    return None
+
+
+def recall(one: Submitted, known: Changed) -> None:
+    """Answer it with what was finished before."""
+    one.steps = 0
+    settle(one.answer, recalled(one.edit, known))
+
+
+def hand_on(live: Sequence[Submitted], policy: Policy) -> None:
+    """An answer to those who await it. Where there is none, as it failed or was taken back, one of them is computed."""
+    for one in live:
+        if one.awaits is None or not one.awaits.answer.done():
+            continue
+        if one.awaits.made is None:
+            one.awaits = same(one, live, policy)
+            continue
+        try:
+            recall(one, one.awaits.made)
+        except Exception as error:
+            settle(one.answer, error)
 
 
 def expire(live: Sequence[Submitted]) -> None:

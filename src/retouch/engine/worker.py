@@ -14,25 +14,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retouch import config
-from retouch.edit import DeadlinePassed, Edit, Edited, RetouchError, WorkerLost
+from retouch.edit import Edit, Edited, RetouchError, WorkerLost
+from retouch.engine.flights import Flight, Watch
 from retouch.engine.parcels import Changed, Packer
 from retouch.engine.process import receive, serve, write
 from retouch.engine.savings import SAVINGS
 from retouch.models.options import Options as Computed
 
 log = logging.getLogger(__name__)
-
-Watch = Callable[[int, np.ndarray | None], None]
 
 TRIES = 3
 """How often an edit is begun at most: once, and again on two further processes."""
@@ -73,23 +70,6 @@ class Options:
         return self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """An edit without an answer yet. `sent`: the present process has it; `tries` processes have had it. `filter`: whose it is,
-    where it is not the model's.
-    """
-
-    number: int
-    edit: Edit
-    watch: Watch | None
-    previews: int
-    arrived: float
-    filter: str = ""
-    tries: int = 0
-    sent: bool = False
-    answer: Future[Edited] = field(default_factory=Future)
-
-
 class Worker:
     """The server's end. `start` blocks until the model is loaded; all else may be called from any thread."""
 
@@ -98,11 +78,11 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.stats: dict[str, Any] = {}
         self.restarts = 0
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, Flight] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
-        self._suspects: deque[_Flight] = deque()
-        self._alone: _Flight | None = None
+        self._suspects: deque[Flight] = deque()
+        self._alone: Flight | None = None
         self._closing = threading.Event()
         self._process: Any = None
         self._outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
@@ -124,20 +104,15 @@ class Worker:
 
     def start(self) -> None:
         """Raises what loading the model raises."""
-        connection = self._spawn()
         atexit.register(self._kill)
-        first = receive(connection)
-        if first is None or first[0] == "failed":
-            self._process.join()
-            raise first[2] if first else WorkerLost("the worker's process died while it loaded the model; see its log.")
-        self._came_up(connection, first[2])
+        connection = self._load()
         threading.Thread(target=self._listen, args=(connection,), name="retouch-worker", daemon=True).start()
 
     def submit(self, edit: Edit, watch: Watch | None = None, previews: int = 0, filter: str = "") -> Future[Edited]:
         """The answer: an Edited, or a typed error. Cancelling it stops the edit at its next step. `filter` names the one that
         it is for, where that is not the model.
         """
-        flight = _Flight(next(self._numbers), edit, watch, previews, time.monotonic(), filter)
+        flight = Flight(next(self._numbers), edit, watch, previews, time.monotonic(), filter)
         with self._lock:
             if self._closing.is_set():
                 raise WorkerLost("the server is stopping; send the edit to another one.")
@@ -170,21 +145,46 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
+    def _load(self) -> Connection:
+        """A process that has come up. Raises what it raised, or what kept it from being begun: too few files, say."""
+        with self._lock:
+            if self._closing.is_set():
+                raise WorkerLost("the server is stopping.")
+            connection = self._spawn()
+        try:
+            first = receive(connection)
+            if first is None or first[0] == "failed":
+                raise first[2] if first else WorkerLost("the worker's process died while it loaded the model; see its log.")
+            self._came_up(connection, first[2])
+        except Exception:
+            self._process.kill()
+            self._process.join()
+            connection.close()
+            raise
+        return connection
+
     def _spawn(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self.options), name="retouch-worker", daemon=True)
-        with config.sharing():
-            self._process.start()
-        theirs.close()
+        process = context.Process(target=serve, args=(theirs, self.options), name="retouch-worker", daemon=True)
+        try:
+            with config.sharing():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._process = process  # one that was begun: no other can be ended, or waited for
         return ours
 
     def _came_up(self, connection: Connection, info: dict[str, Any]) -> None:
+        outbox, packer = queue.SimpleQueue[Any](), Packer()
+        unsent = partial(self._unsent, packer)
+        threading.Thread(target=write, args=(connection, outbox, unsent), name="retouch-outbox", daemon=True).start()
         self.info = info
-        outbox = queue.SimpleQueue[Any]()
-        threading.Thread(target=write, args=(connection, outbox), name="retouch-outbox", daemon=True).start()
         with self._lock:
-            self._outbox, self._packer = outbox, Packer()
+            self._outbox, self._packer = outbox, packer
             self._ready.set()
             if self._closing.is_set():
                 outbox.put(("close",))
@@ -206,21 +206,24 @@ class Worker:
                 for flight in [flight for flight in self._flights.values() if not flight.sent]:
                     self._send(flight)
 
-    def _send(self, flight: _Flight) -> bool:
-        """The deadline that is sent is what is left of it; false where nothing is."""
-        edit = flight.edit
-        if edit.deadline is not None:
-            left = edit.deadline - (time.monotonic() - flight.arrived)
-            if left <= 0:
-                passed = "its time ran out before the edit was done; allow more, or come later."
-                self._answer(flight.number, DeadlinePassed(passed))
-                return False
-            edit = replace(edit, deadline=left)
+    def _send(self, flight: Flight) -> bool:
+        """False where it is answered instead: it came too late, or there is no memory to send it."""
+        try:
+            asked = self._packer.packed(flight.left(time.monotonic()))
+        except Exception as error:
+            self._answer(flight.number, error)
+            return False
         flight.sent = True
         flight.tries += 1
-        asked = self._packer.packed(edit)
         self._outbox.put(("edit", flight.number, asked, flight.watch is not None, flight.previews, flight.filter))
         return True
+
+    def _unsent(self, packer: Packer, message: tuple[Any, ...], error: Exception) -> None:
+        """The process never hears of an edit that cannot be written into the pipe, so its answer is given here."""
+        if message[0] == "edit":
+            with self._lock:
+                packer.unsent(message[2])
+            self._answer(message[1], RetouchError(f"the edit cannot be sent to the model: {type(error).__name__}: {error}"))
 
     def _listen(self, connection: Connection | None) -> None:
         """Deliver what the process says; where it dies, begin again with a new one. Runs until `close`."""
@@ -253,19 +256,12 @@ class Worker:
             self.restarts += 1
             log.error("the worker's process ended (%s); starting another", self._process.exitcode)
         for failed in itertools.count(1):
-            with self._lock:
+            try:
+                return self._load()
+            except Exception as error:
                 if self._closing.is_set():
                     break
-                connection = self._spawn()
-            first = receive(connection)
-            if first is not None and first[0] == "ready":
-                self._came_up(connection, first[2])
-                return connection
-            self._process.join()
-            if self._closing.is_set():
-                break
-            reason = first[2] if first is not None else "it died while loading"
-            log.error("the worker's process did not come up: %s", reason)
+                log.error("the worker's process did not come up: %s", reason := str(error) or repr(error))
             if failed >= FAILED_STARTS:
                 self._fail_all(WorkerLost(f"the model's process does not start any more ({reason}); try again later."))
             self._closing.wait(min(30.0, 0.5 * 2**failed))
@@ -276,35 +272,25 @@ class Worker:
         if kind == "stats":
             self.stats = content
         elif kind == "preview":
-            flight = self._flights.get(number)
-            if flight is not None and flight.watch is not None and not flight.answer.done():
-                try:
-                    step, changed = content
-                    flight.watch(step, None if changed is None else changed.image(flight.edit))
-                except Exception:  # the listener's own affair
-                    log.exception("a preview was not heard")
+            if (flight := self._flights.get(number)) is not None:
+                flight.shown(*content)
         else:
             self._answer(number, content)
 
     def _answer(self, number: int, content: Changed | BaseException) -> None:
         with self._lock:
             flight = self._flights.pop(number, None)
-        if flight is None:
-            return
-        if flight.answer.set_running_or_notify_cancel():
-            if isinstance(content, BaseException):
-                flight.answer.set_exception(content)
-            else:
-                flight.answer.set_result(content.edited(flight.edit))
-        self._gone(flight)
+        if flight is not None:
+            flight.settle(content)
+            self._gone(flight)
 
-    def _cancelled(self, flight: _Flight) -> None:
+    def _cancelled(self, flight: Flight) -> None:
         with self._lock:
             self._flights.pop(flight.number, None)
             self._outbox.put(("cancel", flight.number))
         self._gone(flight)
 
-    def _gone(self, flight: _Flight) -> None:
+    def _gone(self, flight: Flight) -> None:
         with self._lock:
             if flight is self._alone:
                 self._send_waiting()
