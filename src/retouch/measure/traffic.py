@@ -30,7 +30,7 @@ class Knobs:
     """Everything that a trace depends on beside its seed and the pictures. Raises InvalidOption.
 
     Nobody publishes what most of them are in an editor that people use: where `published` is empty, the default is our guess,
-    to be swept.
+    which bench/reuse.py sweeps.
     """
 
     requests: int = _knob(1000, "how many", 1, 10_000_000)
