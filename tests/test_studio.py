@@ -116,12 +116,19 @@ class Studio:
         return pixels(Path(download.value.path()).read_bytes())
 
 
-@pytest.fixture
-def studio(browser, base) -> Iterator[Studio]:
+@contextlib.contextmanager
+def visit(browser, base: str) -> Iterator[Studio]:
+    """The page, and that nothing went wrong on it."""
     studio = Studio(browser, base)
     yield studio
     studio.context.close()
     assert studio.wrong == []
+
+
+@pytest.fixture
+def studio(browser, base) -> Iterator[Studio]:
+    with visit(browser, base) as studio:
+        yield studio
 
 
 def pixels(data: bytes | Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import test_filter
 from retouch.engine.worker import Options
 from serving import Serving
 from test_serve_filters import Filtering
-from test_studio import PATIENCE_MS, PHOTO, Studio, browser, focus, sync_api  # noqa: F401 (a fixture)
+from test_studio import PATIENCE_MS, PHOTO, Studio, browser, focus, sync_api, visit  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture
 def studio(browser: sync_api.Browser, server: Serving) -> Iterator[Studio]:  # noqa: F811
-    studio = Studio(browser, server.url)
-    yield studio
-    studio.context.close()
-    assert studio.wrong == []
+    with visit(browser, server.url) as studio:
+        yield studio
 
 
 def downloaded(studio: Studio) -> np.ndarray:

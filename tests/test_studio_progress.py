@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serving import Painter, Serving, encoded, photo
-from test_studio import Studio, browser, sync_api  # noqa: F401 (a fixture)
+from test_studio import Studio, browser, sync_api, visit  # noqa: F401 (a fixture)
 
 SIDES = 2000, 1500
 BOX = 1500, 1000, 240, 200
@@ -58,10 +58,8 @@ def held() -> Iterator[Serving]:
 
 @pytest.fixture
 def studio(browser: sync_api.Browser, held: Serving) -> Iterator[Studio]:  # noqa: F811
-    studio = Studio(browser, held.url)
-    yield studio
-    studio.context.close()
-    assert studio.wrong == []
+    with visit(browser, held.url) as studio:
+        yield studio
 
 
 def asked(studio: Studio, folder: Path, sides: tuple[int, int], box: tuple[int, int, int, int]) -> None:

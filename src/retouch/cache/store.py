@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
 from retouch.cache.tier import Sized, Tier, Unread
 
@@ -305,6 +305,11 @@ class Store(Generic[V]):
             self._moves.clear()
             for key in list(self._entries):
                 self._leave(key)
+
+    def told(self) -> dict[str, Any]:
+        """How it stands, in plain values: its counters, the tiers' budgets of bytes, and how many values there are."""
+        budget = {tier.name: tier.budget for tier in self.tiers}
+        return {**asdict(self.counters), "budget": budget, "entries": len(self)}
 
     def __len__(self) -> int:
         return len(self._entries)

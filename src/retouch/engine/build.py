@@ -20,6 +20,7 @@ from retouch.engine.savings import check as check_savings
 from retouch.engine.scheduler import POLICIES
 from retouch.models import checkpoint, codec, lora, mapped
 from retouch.models.base import Document, Prompt
+from retouch.models.device import choose as choose_device
 from retouch.models.dtype import choose
 from retouch.models.families import adapter_of
 from retouch.models.options import Options
@@ -62,7 +63,7 @@ def load(
     if policy not in POLICIES:
         raise InvalidOption(f"policy is {policy!r}; give one of {', '.join(POLICIES)}.")
     check_savings(savings)
-    place = _device(device)
+    place = choose_device(device)
     devices = _devices(place, offload, device_map, compile)
     path = checkpoint.find(model)
     folder = checkpoint.base_of(path, base)
@@ -135,14 +136,3 @@ def _devices(place: torch.device, offload: str | None, device_map: str | None, c
     if sum((offload is not None, device_map is not None, compile)) > 1:
         raise InvalidOption("offload, a device map and compile do not go together; give one of them.")
     return [place] if device_map is None else devices_of(device_map, place)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidOption(f"device {name!r} is not here: {' '.join(str(error).split())[:200]} Give auto or cpu.") from error
-    return device

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from copy import copy
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -271,12 +270,5 @@ class Engine(Stages):
                 "kept_bytes": sum(one.job.kept_bytes for one in live if one.job is not None),
                 "scheduling_share": self.scheduling / self.stepping if self.stepping else None,
             },
-            "caches": {
-                name: {
-                    **asdict(store.counters),
-                    "budget": {tier.name: tier.budget for tier in store.tiers},
-                    "entries": len(store),
-                }
-                for name, store in caches.items()
-            },
+            "caches": {name: store.told() for name, store in caches.items()},
         }

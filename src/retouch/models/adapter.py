@@ -173,7 +173,8 @@ class Adapter(ABC):
         return framing.masked_cells(edit, frame, self._grid(frame), self.cell, self.options.dilate)
 
     def size(self, edit: Edit, frame: Frame) -> tuple[int, int]:
-        steps, masked = edit.steps or self.family.steps, int(self._masked_cells(edit, frame).sum())
+        steps, partial = edit.steps or self.family.steps, self.refresh is not None
+        masked = int(self._masked_cells(edit, frame).sum()) if partial or not self.whole else 0
         along = sum(self._count(pixels) for pixels in self._running(frame))
         full = along + (self._count(frame.pixels) if self.whole else masked)
         often = steps if self.refresh is None else self.refresh.count(steps)
@@ -241,7 +242,10 @@ class Adapter(ABC):
             out = pack.velocities(self._denoise(pack).float())
         velocities = {(s.job, s.prompt): v for s, v in zip(pack.segments, out, strict=True)}
         for job in jobs:
-            job.width = sum(own.stop - own.start for s, own in zip(pack.segments, pack.own, strict=True) if s.job is job)
+            job.width = 0
+        for segment, own in zip(pack.segments, pack.own, strict=True):
+            segment.job.width += own.stop - own.start
+        for job in jobs:
             velocity = velocities[job, job.prompt]
             if job.negative is not None and job.guidance is not None:
                 velocity = self._guided(velocity, velocities[job, job.negative], job.guidance)

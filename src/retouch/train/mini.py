@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinKVPipeline
 
 from retouch.edit import InvalidOption
 from retouch.models import checkpoint
+from retouch.models.device import choose as choose_device
 from retouch.train import autoencoder, distill, flow, kept, text
 from retouch.train.card import model_card
 from retouch.train.data import Source
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, help="where the packages with the pictures are kept (WORK/data)")
     parser.add_argument("--out", type=Path, help="the checkpoint's folder (WORK/retouch-mini)")
     parser.add_argument("--start", help="go on from this checkpoint's weights: a bundled name or a directory (from nothing)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (%(default)s: a GPU where there is one)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage, and write what is there")
     for name, value in asdict(plan).items():
         what = {"scenes": "scenes of 128 px", "seed": "of data, noise and weights"}.get(name, "steps")
@@ -75,7 +76,7 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
     With `start`, every part begins as that checkpoint has it, and its encoder stays; a stage of no steps is left out. Raises
     InvalidOption where `work` holds what was made with other settings.
     """
-    device, last = _device(device_name), STAGES.index(until)
+    device, last = choose_device(device_name), STAGES.index(until)
     torch.manual_seed(plan.seed)
     begun = None if start is None else checkpoint.find(start)
     origin: kept.Settings = {"start": None if begun is None else f"{begun.name} ({kept.digest_of(begun)})"}
@@ -103,15 +104,6 @@ def run(plan: Plan, work: Path, data: Path, out: Path, device_name: str, until: 
         stage = Stage("distill", plan.distill, lr=2e-4, samples=48, warmup=50, ema=0.99, sheet_every=200, after=origin)
         distill.train_distilled(transformer, encoder, tokenizer, scenes, stage, work, device, sheet, plan.seed)
     write(parts, out, distill.STEPS, trained, device, start)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidOption(f"device {name!r} is not here: {' '.join(str(error).split())[:200]} Give cpu.") from error
-    return device
 
 
 def _built(source: Source, seed: int, work: Path) -> dict[str, Any]:
