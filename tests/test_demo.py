@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 import retouch
 import tiny
-from retouch import cli, demo
+from retouch import cli, config, demo
 from retouch.demo import session, sheet
 from retouch.edit import CheckpointMismatch, Edit, InvalidMask
 from retouch.models import peer
@@ -26,6 +27,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"out_layers": tiny.LAYERS, "pad_prompts": False, "max_side": 512, "max_sequence_length": 64, "masked": True}
     (folder / "retouch.json").write_text(json.dumps(settings))
     return folder
+
+
+def test_the_peers_threads_wait_as_the_servers_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch is loaded with: beside a busy process the peers would take many times as long for nothing of theirs."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+
+    def loads(*_: object, **__: object) -> None:
+        seen.append(os.environ.get("GOMP_SPINCOUNT"))
+        raise CheckpointMismatch("enough")
+
+    monkeypatch.setattr(retouch, "load", loads)
+    assert cli.main(["demo", "--exit", "--out", str(tmp_path / "demo.png")]) == 2
+    assert seen == [config.SPINS]
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_two_edits_of_the_session(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import retouch
-from retouch import picture
+from retouch import config, picture
 from retouch.demo import sheet
 from retouch.demo.client import Remote, served
 from retouch.demo.session import MAX_SIDE, PATHS, SESSION, Editor, Result, Turn, about, edit_of, run, totals
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console(stderr=True)
-    with console.status("loading the weights twice: for diffusers and for Retouch"):
+    # The peers' threads wait as the server's do: what torch is loaded with stays so.
+    with console.status("loading the weights twice: for diffusers and for Retouch"), config.sharing():
         engine = retouch.load(args.model, dtype=args.dtype)
         from retouch.models import peer
 
