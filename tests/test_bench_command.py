@@ -14,7 +14,7 @@ import pytest
 
 from retouch import cli, record, trace
 from retouch.ledger import Ledger
-from retouch.measure import bench_command, standing, tally
+from retouch.measure import bench_command, cases, standing, tally
 from retouch.measure.machine import Machine
 from retouch.measure.subjects import LADDER, Common, rungs
 from retouch.trace import View
@@ -227,6 +227,14 @@ def test_a_run_goes_on_with_the_same_cases_only(bench, tmp_path, capsys):
     assert bench("--peers", file, "--only", "a", "--cases", "3", "--seeds", "2", "--resume", quality=True) == 2
     assert "was with another cases, seeds; leave" in capsys.readouterr().err
     assert bench("--peers", file, "--only", "a", "--cases", "2", "--seeds", "1", "--resume", quality=True) == 0
+    cases.write(tmp_path / "own", cases.load(count=2))
+    own = ["--peers", file, "--only", "a", "--cases", "2", "--seeds", "1", "--edits", str(tmp_path / "own")]
+    assert bench(*own, "--resume", quality=True) == 2
+    assert "was with another edit_set; leave" in capsys.readouterr().err
+    assert bench(*own, quality=True) == 0
+    assert rows_of(tmp_path)[-1].extra["edit_set"].startswith("own ")
+    assert bench(*own[:-1], str(tmp_path / "none"), quality=True) == 2
+    assert "bench/edit_set.py makes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["commit", "processor"])

@@ -150,7 +150,7 @@ def case(number):
 
 def test_the_jury_holds_everybody_against_the_truth_and_the_plain_rung():
     cases = [case(number) for number in range(3)]
-    bench = jury.Jury(3, 1, cases)
+    bench = jury.Jury(cases, 1)
 
     def judged(name, grey, role=RUNG):
         pictures = {}

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from retouch import record, trace
 from retouch.edit import InvalidOption
-from retouch.measure import report, table, tally
+from retouch.measure import cases, report, table, tally
 from retouch.measure.contest import Contest
 from retouch.measure.kept import Kept, add_option
 from retouch.measure.machine import Machine
@@ -37,7 +37,7 @@ REQUESTS = {"personal": 24, "template": 48}
 """As many as two slow cores serve in a minute or two with the whole picture computed for each."""
 
 LOADS = (0.3, 0.6, 0.8, 0.9)
-SAME = ("trace_hash", "model", "retouch_clients", "price_per_hour", "quality", "cases", "seeds", "warm_up")
+SAME = ("trace_hash", "model", "retouch_clients", "price_per_hour", "quality", "edit_set", "cases", "seeds", "warm_up")
 PLACE = ("processor", "device", "threads", "dtype", "commit")
 """What has to be the same where a run goes on: of what is asked, and of where and by which code it is answered."""
 
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--price", type=float, metavar="USD", help="dollars an hour of this machine")
     add("--prices", type=Path, metavar="FILE", help="else TOML of [[price]] by device; some are known")
     add("--quality", action=argparse.BooleanOptionalAction, default=True, help="judge everybody's answers against ground truth")
+    add("--edits", type=Path, default=cases.BUNDLED, metavar="DIR", help="the set that quality is judged by (the bundled one)")
     add("--cases", type=int, default=20, metavar="N", help="edits that quality is judged by (%(default)s)")
     add("--seeds", type=int, default=2, metavar="N", help="of each of them (%(default)s)")
     add("--curves", type=_loads, default=(), nargs="?", const=LOADS, metavar="X,Y,..", help="latency at these shares of the own"
@@ -131,7 +132,8 @@ def _measure(args: argparse.Namespace) -> int:
         "trace_hash": trace.hash_of("".join(trace.lines(asked)).encode()), "knobs": turned(asked.mix, asked.knobs),
         "requests": len(asked.requests), "model": args.model, "vcpus": record.vcpus(),
         "retouch_clients": args.clients, "price_per_hour": price.per_hour, "price_source": price.said, "quality": args.quality,
-        "cases": args.cases if args.quality else 0, "seeds": args.seeds if args.quality else 0, "warm_up": args.warm_up,
+        "edit_set": cases.said(args.edits) if args.quality else "", "cases": args.cases if args.quality else 0,
+        "seeds": args.seeds if args.quality else 0, "warm_up": args.warm_up,
     }  # fmt: skip
     device = "" if machine.device == "cpu" else machine.name
     where = record.environment(device, machine.dtype, machine.threads)
@@ -189,7 +191,7 @@ def _jury(args: argparse.Namespace) -> Jury | None:
         return None
     from retouch.measure.jury import Jury
 
-    return Jury(args.cases, args.seeds)
+    return Jury(cases.load(args.edits, count=args.cases), args.seeds)
 
 
 def _earlier(args: argparse.Namespace, extra: dict[str, Scalar], where: dict[str, Any]) -> list[Record]:

@@ -6,6 +6,7 @@ convention), and the truth inside the mask's box. Outside of the mask the truth 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,19 @@ def load(folder: Path = BUNDLED, kinds: Iterable[str] = (), count: int | None = 
     return [_read(folder, entry) for entry in chosen]
 
 
+def said(folder: Path) -> str:
+    """What rows call a set: its folder's name and a digest of its index, or "bundled". Raises InvalidCases."""
+    if folder == BUNDLED:
+        return "bundled"
+    try:
+        digest = hashlib.blake2b((folder / INDEX).read_bytes(), digest_size=4).hexdigest()
+    except OSError as error:
+        raise InvalidCases(
+            f"{folder / INDEX} cannot be read ({error.strerror}); bench/edit_set.py makes an edit set."
+        ) from error
+    return f"{folder.resolve().name} {digest}"
+
+
 def _read(folder: Path, entry: dict[str, Any]) -> Case:
     name = str(entry["name"])
     files = [folder / f"{name}{end}.webp" for end in ("", "-truth")]
@@ -95,8 +109,8 @@ def _read(folder: Path, entry: dict[str, Any]) -> Case:
         raise InvalidCases(f"case {name} of {folder} cannot be used: {error}") from error
     truth = image.copy()
     cut(truth, box)[inside] = patch[inside]
-    said = {field: str(entry[field]) for field in ("concept", "colour", "ground")}
-    return Case(edit, truth, str(entry["kind"]), name, **said)
+    about = {field: str(entry[field]) for field in ("concept", "colour", "ground")}
+    return Case(edit, truth, str(entry["kind"]), name, **about)
 
 
 def write(folder: Path, cases: Sequence[Case], about: str = "") -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from retouch.boxes import bounds
 from retouch.measure import quality
-from retouch.measure.cases import Case, load
+from retouch.measure.cases import Case
 from retouch.measure.gate import LIMITS, Bounds, Key, Verdict, pair_losses
 from retouch.measure.quality import Answers, Scores
 from retouch.measure.subjects import AGAIN, LADDER
@@ -29,12 +29,12 @@ AROUND = 0.35
 
 
 class Jury:
-    """`cases` edits at most, evenly from the bundled set, with `seeds` seeds each. All that come later are held against the
+    """`cases` edits, with `seeds` seeds each. All that come later are held against the
     plain rung's answers, which are kept for as long as this is.
     """
 
-    def __init__(self, cases: int, seeds: int, kept: Sequence[Case] | None = None) -> None:
-        self.cases = load(count=cases) if kept is None else list(kept)[:cases]
+    def __init__(self, cases: Sequence[Case], seeds: int) -> None:
+        self.cases = cases
         self.seeds = range(seeds)
         self._plain: tuple[Answers, dict[Key, Scores]] | None = None
 
