@@ -26,7 +26,7 @@ DIFFUSERS = {"models", "train"}
 
 NO_TORCH = (
     {"edit", "picture", "boxes", "composite", "pixels", "png", "config", "recipe", "record", "prices", "engine/scheduler"}
-    | {f"ledger/{name}" for name in ("__init__", "store", "sums", "tables", "writer")}
+    | {f"ledger/{name}" for name in ("__init__", "spared", "store", "sums", "tables", "writer")}
     | {f"trace/{name}" for name in ("__init__", "fields", "format", "shape")}
 )
 HEAVY = ("torch", "ray", "fastapi", "diffusers", "transformers")

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ from retouch import config
 from retouch.edit import InvalidOption
 from retouch.ledger import Ledger, sums
 from retouch.ledger.sums import Held, Sum
-from retouch.measure import cost_records
+from retouch.measure import cost_causes, cost_records
+from retouch.measure.cost_said import iso, moment, said, shown
 
-BY = ("tenant", "model", "stage", "day")
+BY = ("tenant", "model", "stage", "day", cost_causes.CAUSE)
 ONLY = ("model", "tenant")
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MILLION = 1e6
 SINCE = "7d"
 
@@ -70,16 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         forget(address, before)
     if args.take is not None:
         cost_records.take(address, args.take)
+    form = "json" if args.json else "csv" if args.csv else ""
     if args.records is not None:
-        form = "json" if args.json else "csv" if args.csv else ""
         cost_records.tell(address, args.records, -math.inf if args.since is None else since, until, form)
         return 0
+    only = {name: value for name in ONLY if (value := getattr(args, name)) is not None}
+    if args.by == cost_causes.CAUSE:
+        cost_causes.tell(address, since, until, only, form)
+        return 0
     with Ledger(address) as ledger:
-        only = {name: value for name in ONLY if (value := getattr(args, name)) is not None}
         books, where = read(ledger, args.by or BY[0], since, until, args.held, only), str(ledger)
-    if args.json:
+    if form == "json":
         print(json.dumps(as_json(books), ensure_ascii=False, indent=2))
-    elif args.csv:
+    elif form == "csv":
         writer = csv.DictWriter(sys.stdout, list(row("", books.total, books.by)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(row(name, one, books.by) for name, one in books.rows.items())
@@ -118,21 +120,8 @@ def _check(args: argparse.Namespace, since: float, until: float) -> None:
         for name in ("by", *ONLY, "held"):
             if getattr(args, name) is not None:
                 raise InvalidOption(f"--{name} is of edits; leave it out, or leave out --records.")
-
-
-def moment(option: str, text: str, now: float) -> float:
-    """In seconds since 1970: a duration before `now`, or an ISO date, of UTC unless it says otherwise. Raises InvalidOption."""
-    if match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text.strip()):
-        ago = float(match[1]) * UNITS[match[2]]
-        if 0 < ago <= now:
-            return now - ago
-    else:
-        try:
-            found = datetime.fromisoformat(text.strip())
-            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            pass
-    raise InvalidOption(f"{option} is {text!r}; give a time ago such as 7d, 12h or 30m, or a date such as 2026-11-01.")
+    if args.by == cost_causes.CAUSE and args.held is not None:
+        raise InvalidOption("--held is of what held devices cost, and causes save device time; leave it out.")
 
 
 def forget(address: str, before: float) -> None:
@@ -221,7 +210,7 @@ def as_json(books: Books) -> dict[str, Any]:
     total = row("", books.total, books.by)
     del total[books.by]
     return {
-        "since": _iso(books.since), "until": _iso(books.until), "by": books.by, "only": dict(books.only),
+        "since": iso(books.since), "until": iso(books.until), "by": books.by, "only": dict(books.only),
         "rows": [row(name, one, books.by) for name, one in books.rows.items()], "total": total,
         "busy_hours": books.busy, "held_hours": books.hours,
         "prices": [{"device": device, "per_hour": price, "source": source} for device, price, source in _prices(books)],
@@ -245,11 +234,11 @@ def show(books: Books, where: str) -> None:
     table = Table(box=None, pad_edge=False, show_footer=True)
     table.add_column(books.by, "total", overflow="fold")
     for name in names:
-        table.add_column(COLUMNS[name], _shown(name, known[name]), justify="right")
+        table.add_column(COLUMNS[name], shown(name, known[name]), justify="right")
     for label, one in books.rows.items():
         values = row(label, one, books.by)
-        shown = label if label.isprintable() else repr(label)
-        table.add_row(Text(shown or "(no key)"), *(_shown(name, values[name]) for name in names))
+        printed = label if label.isprintable() else repr(label)
+        table.add_row(Text(printed or "(no key)"), *(shown(name, values[name]) for name in names))
     which = "".join(f" of {name} {value!r}" for name, value in books.only.items())
     console.print(table if books.rows else f"no edits{which} from {said(books.since)} to {said(books.until)} in {where}")
     for note in notes(books):
@@ -278,21 +267,3 @@ def notes(books: Books) -> list[str]:
 
 def _time(hours: float) -> str:
     return f"{hours:,.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name.endswith(("_hits", "_saved")):
-        return f"{value:.0%}"
-    if "dollars" in name:
-        return f"{value:,.2f}" if value >= 1 or not value else f"{value:.3g}"
-    return f"{value:,.1f}" if name == "device_seconds" else f"{value:,}"
-
-
-def said(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
