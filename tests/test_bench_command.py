@@ -104,6 +104,26 @@ def test_a_run_from_the_command_to_the_report(bench, tmp_path, capsys):
     assert stages[tally.IDLE] > 0
 
 
+def test_who_had_a_slower_machine_is_measured_again(bench, tmp_path, capsys, monkeypatch):
+    rates = iter([1e11] * 3 + [7e10] + [1e11] * 4 + [9e10, 9e10])
+    monkeypatch.setattr(Machine, "rate", lambda self: next(rates))
+    options = ("--peers", peers_file(tmp_path, a=[], b=[], c=["--wrong", "size"], d=[]), "--only", "full")
+    assert bench(*options) == 0
+    rows = [row for row in rows_of(tmp_path) if row.name == tally.COST]
+    assert [row.extra["subject"] for row in rows] == ["a", "b", "c", "d", "b"]
+    (found,) = standing.standings(tally.latest(rows_of(tmp_path)))
+    assert (found.line("b").cost, found.slowed) == (rows[-1].value, {})
+    rates = iter([1e11] * 3 + [7e10] + [1e11] * 4 + [6e10, 5e10])
+    assert bench(*options) == 0
+    *_, first, _, _, _ = (row for row in rows_of(tmp_path) if row.name == tally.COST)
+    (found,) = standing.standings(tally.latest(rows_of(tmp_path)))
+    assert (found.line("b").cost, found.slowed) == (first.value, {"b": pytest.approx(0.7)})  # once more, and no oftener
+    assert "measured while the machine was slower than it usually was in this run: b (70%)" in capsys.readouterr().out
+    rates = iter([1e11, 2e10, 1e11, 1e11, 1e11, 1e11, 1e11, 1e11])
+    assert bench(*options, "--no-again") == 0
+    assert next(rates, None) is None
+
+
 WRONGS = {
     "start": (["--wrong", "does not start"], "it ended with exit code 1 before it was ready: there is no such device"),
     "dies": (["--wrong", "dies", "--after", "3"], "it died (exit code 7): "),

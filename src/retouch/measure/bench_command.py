@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--edits", type=Path, default=cases.BUNDLED, metavar="DIR", help="the set that quality is judged by (the bundled one)")
     add("--cases", type=int, default=20, metavar="N", help="edits that quality is judged by (%(default)s)")
     add("--seeds", type=int, default=2, metavar="N", help="of each of them (%(default)s)")
+    add("--again", action=argparse.BooleanOptionalAction, default=True, help="measure once more who had a slower machine"
+        " than the others")  # fmt: skip
     add("--curves", type=_loads, default=(), nargs="?", const=LOADS, metavar="X,Y,..", help="latency at these shares of the own"
         " saturation (0.3,0.6,0.8,0.9)")  # fmt: skip
     add("--curve-seconds", type=float, default=60.0, metavar="S", help="that each of them lasts, about (%(default)s)")
@@ -142,7 +144,7 @@ def _measure(args: argparse.Namespace) -> int:
         extra["run"] = earlier[0].extra["run"]
     contest = Contest(
         _course(args, of_trace(asked, pictures), machine), Kept(args.out, args.ledger), where,
-        extra, price.per_hour, machine.rate, _jury(args), earlier,
+        extra, price.per_hour, machine.rate, _jury(args), earlier, args.again,
     )  # fmt: skip
     try:
         with _terminable():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from retouch.measure.jury import Jury
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(slots=True)
 class Contest:
     """`kept` takes the rows; `where` and `extra` go with every one, `rate` measures the machine, `earlier` are rows of the same
-    run, which goes on.
+    run, which goes on. `again`: who was measured while the machine was slowed is measured once more, at the end.
     """
 
     course: Course
@@ -37,6 +42,7 @@ class Contest:
     rate: Callable[[], float]
     jury: Jury | None = None
     earlier: Sequence[Record] = ()
+    again: bool = True
     rows: list[Record] = field(default_factory=list)
 
     @property
@@ -53,18 +59,32 @@ class Contest:
             left = [one for one in subjects if one.name == LADDER[0].name] + left
         with _bar(len(self.course.plan.calls)) as bar:
             for number, subject in enumerate(left, 1):
-                await self._one(subject, subject.name in done, bar, f"{number} of {len(left)}  {subject.name}")
-        fall = waterfall.of(self.rows)
-        if fall is not None and left:
+                await self._one(subject, bar, f"{number} of {len(left)}  {subject.name}", load=subject.name not in done)
+            slow = self._slowed(subjects)
+            for number, subject in enumerate(slow, 1):
+                await self._one(subject, bar, f"again {number} of {len(slow)}  {subject.name}", judge=False)
+        fall = waterfall.of(tally.counting(self.rows))
+        if fall is not None and (left or slow):
             self._keep(waterfall.records(fall, self.where, self.extra))
 
-    async def _one(self, subject: Subject, done: bool, bar: _Bar, name: str) -> None:
-        """`done`: it has its figures, and is only asked for its pictures."""
+    def _slowed(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """Who is to be measured again, and was not yet."""
+        if not self.again:
+            return []
+        times = Counter(row.extra.get("subject") for row in self.rows if row.name == tally.COST)
+        slow = {name: share for name, share in tally.slowed(self.rows).items() if times[name] == 1}
+        found = [one for one in subjects if one.name in slow]
+        for one in found:
+            log.warning("the machine ran at %.0f %% of its usual rate beside %s: again", 100 * slow[one.name], one.name)
+        return found
+
+    async def _one(self, subject: Subject, bar: _Bar, name: str, load: bool = True, judge: bool = True) -> None:
+        """Without `load` it has its figures, and is only asked for its pictures."""
         bar.begin(name)
-        course = replace(self.course, load=not done, warm_up=0 if done else self.course.warm_up)
+        course = replace(self.course, load=load, warm_up=self.course.warm_up if load else 0)
         before = self.rate()
         started = time.perf_counter()
-        if self.jury is not None and subject.role != AGAIN:
+        if self.jury is not None and judge and subject.role != AGAIN:
             course = self.jury.course(course, subject.concurrency)
         trial = await run(subject, course, bar.heard, bar.said)
         seconds = time.perf_counter() - started
@@ -72,11 +92,11 @@ class Contest:
         where = {**self.where, "date": record.now()}
         order = sum(row.name == tally.COST for row in self.rows)
         extra = {**self.extra, "rate_before": before, "rate_after": after, "order": order, "seconds_in_all": seconds}
-        made = [tally.asked_again(trial, seconds, where, extra)] if done else tally.rows(trial, where, extra, self.per_hour)
+        made = tally.rows(trial, where, extra, self.per_hour) if load else [tally.asked_again(trial, seconds, where, extra)]
         if self.jury is not None and not trial.error:
             bar.said("judging")
             judged = self.jury.rows(trial, where, {**extra, **tally.of_subject(subject)})
-            made += [] if done else judged
+            made += judged if load else []
         self._keep(made)
 
     def _keep(self, made: Sequence[Record]) -> None:

@@ -17,7 +17,7 @@ from retouch.measure.cases import Case
 from retouch.measure.gate import LIMITS, Bounds, Key, Verdict, pair_losses
 from retouch.measure.quality import Answers, Scores
 from retouch.measure.subjects import AGAIN, LADDER
-from retouch.measure.tally import SUITE
+from retouch.measure.tally import SUITE, WORST
 from retouch.measure.targets import Target
 from retouch.measure.trial import Course, Trial
 from retouch.record import Record, Scalar
@@ -86,7 +86,7 @@ class Jury:
                 "lost": ", ".join(f"{name.removeprefix('inside ')} {loss:+.2f}" for name, loss in losses[key].items()),
             }  # fmt: skip
             lost = losses[key].get("inside psnr", 0.0)
-            made.append(Record(SUITE, "worst picture", lost, "dB", **where, extra={**extra, **said}))
+            made.append(Record(SUITE, WORST, lost, "dB", **where, extra={**extra, **said}))
         return made
 
 

@@ -256,7 +256,7 @@ async def _run(
 
 def _extra(args: argparse.Namespace, cases: Sequence[Case], fast: str = "") -> dict[str, Any]:
     """What was asked, of the plain path's rows, or of those of the `fast` one."""
-    extra: dict[str, Any] = {"cases": len(cases), "case_seeds": args.seeds, "clients": args.clients}
+    extra: dict[str, Any] = {"cases": len(cases), "case_seeds": args.seeds, "clients": args.clients, "steps": args.steps}
     extra |= {"edits": "bundled" if args.edits == BUNDLED else str(args.edits)}
     extra |= {"model": args.model} if args.engine or args.against in OWN else {}
     extra |= {"against": args.against} if fast and args.against is not None else {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from retouch.measure import waterfall
 from retouch.measure.gate import GATED, LOSS, PASS
 from retouch.measure.subjects import AGAIN, KINDS, LADDER, RUNG, again_of
-from retouch.measure.tally import COST, SUITE
+from retouch.measure.tally import COST, SUITE, WORST, counting, slowed
 from retouch.record import Record, Scalar
 
 TARGETS = {"personal": (10.0, 3.0), "template": (15.0, 4.0)}
@@ -75,12 +75,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of one run on one mix. `first` is any row of it, for what they have in common."""
+    """Of one run on one mix. `first` is any row of it, for what they have in common. `slowed`: as `tally.slowed`."""
 
     mix: str
     lines: tuple[Line, ...]
     fall: waterfall.Fall | None
     first: Record
+    slowed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def extra(self) -> Mapping[str, Scalar]:
@@ -131,6 +132,7 @@ def standings(rows: Mapping[str, Sequence[Record]]) -> list[Standing]:
 
 def of(mix: str, rows: Sequence[Record]) -> Standing:
     lines: dict[str, Line] = {}
+    rows = counting(rows)
     for row in rows:
         name = row.extra.get("subject")
         if isinstance(name, str):
@@ -140,7 +142,7 @@ def of(mix: str, rows: Sequence[Record]) -> Standing:
         second = lines.get(again_of(line.name))
         if line.role == RUNG and second is not None and second.role == AGAIN:
             line.again = second.cost
-    return Standing(mix, tuple(sorted(lines.values(), key=_place)), waterfall.of(rows), rows[0])
+    return Standing(mix, tuple(sorted(lines.values(), key=_place)), waterfall.of(rows), rows[0], slowed(rows))
 
 
 def _place(line: Line) -> tuple[int, float, int]:
@@ -162,7 +164,7 @@ def _take(line: Line, row: Record) -> None:
         line.stages[str(row.extra["stage"])] = row.value or 0.0
     elif row.name == "latency at load":
         line.curve = [*(one for one in line.curve if one.extra["load"] != row.extra["load"]), row]
-    elif row.name == "worst picture":
+    elif row.name == WORST:
         line.worst.append(row)
     else:
         line.figures[row.name] = row

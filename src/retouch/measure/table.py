@@ -116,7 +116,7 @@ def of_fall(standing: Standing) -> list[str]:
 
 
 def drift(standing: Standing) -> list[str]:
-    """Both costs of a rung that was measured twice, and which savings are lost between them."""
+    """Both costs of a rung that was measured twice, and which savings are lost between them; who had a slower machine."""
     found = []
     for line in standing.lines:
         if line.cost is None or line.again is None or line.settled is None:
@@ -129,6 +129,9 @@ def drift(standing: Standing) -> list[str]:
         if lost:
             said += f". Smaller than the difference of the two, {dollars(between)}, so unresolved: {', '.join(lost)}"
         found.append(said)
+    if standing.slowed:
+        names = ", ".join(f"{name} ({share:.0%})" for name, share in standing.slowed.items())
+        found.append(f"measured while the machine was slower than it usually was in this run: {names}")
     return found
 
 

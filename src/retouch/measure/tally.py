@@ -17,8 +17,9 @@ from retouch.record import Record, Scalar
 
 SUITE = "bench"
 COST, UNIT = "dollars per million edits", "$/M"
-ASKED_AGAIN = "asked again"
+ASKED_AGAIN, WORST = "asked again", "worst picture"
 MILLION = 1e6
+STEADY = 0.8
 IDLE = "not on the device"
 """The part of an edit's time in which the device did none of its stages: the server's own work, the client's, waiting."""
 
@@ -92,6 +93,44 @@ def _point(point: Point, row: Any) -> Record:
     late = float(np.percentile([answer.late for answer in point.replay.answers], 99))
     said = {"load": point.load, "rate": point.rate, "edits": sum(answer.n for answer in point.replay.answers), "late": late}
     return row("latency at load", middle, "s", len(seconds), low=low, high=high, said=said)
+
+
+def counting(rows_: Sequence[Record]) -> list[Record]:
+    """Of one run, without the measurements of a subject that was measured once more: what counts is the one without an error,
+    and of two such the one beside which the machine was the faster.
+    """
+    best: dict[str, tuple[bool, float, int]] = {}
+    for row in rows_:
+        if row.name == COST:
+            name, found = str(row.extra.get("subject")), (row.value is not None, min(_rates(row)), _order(row))
+            best[name] = max(found, best.get(name, found))
+    return [
+        row for row in rows_ if not _of_load(row) or _order(row) == best.get(str(row.extra.get("subject")), (_order(row),))[-1]
+    ]
+
+
+def _of_load(row: Record) -> bool:
+    """Whether it is of a subject's own measurement; its answers are judged once."""
+    return row.suite == SUITE and "subject" in row.extra and row.name not in (ASKED_AGAIN, WORST)
+
+
+def _order(row: Record) -> int:
+    return int(row.extra.get("order") or 0)
+
+
+def slowed(rows_: Sequence[Record]) -> dict[str, float]:
+    """Of one run: the subjects whose measurement has the machine's products, before or after it, below `STEADY` of their usual
+    rate, the median; and at which share of it.
+    """
+    costs = [row for row in counting(rows_) if row.name == COST and row.value is not None]
+    rates = {str(row.extra.get("subject")): _rates(row) for row in costs}
+    usual = float(np.median([rate for pair in rates.values() for rate in pair])) if rates else 0.0
+    return {name: min(pair) / usual for name, pair in rates.items() if min(pair) < STEADY * usual}
+
+
+def _rates(row: Record) -> tuple[float, float]:
+    before, after = (float(row.extra.get(name) or 0.0) for name in ("rate_before", "rate_after"))
+    return before, after
 
 
 def latest(rows_: Sequence[Record]) -> dict[str, list[Record]]:
