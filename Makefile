@@ -9,7 +9,7 @@ demo: install
 	$(BIN)/retouch demo $(ARGS)
 
 test: install-dev
-	$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
