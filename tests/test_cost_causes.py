@@ -118,7 +118,7 @@ def test_edits_without_a_price_or_an_answer(address: str, capsys: pytest.Capture
     answer = told(capsys, address)
     assert (answer["edits"], answer["unpriced"], answer["total"]["dollars"]) == (2, 2, None)
     assert cost.main(["--ledger", address, *SPAN, "--by", "cause"]) == 0
-    assert "2 edits have no price" in capsys.readouterr().out
+    assert "2 of 2 edits have no price" in capsys.readouterr().out
 
 
 def test_the_table_and_the_csv(address: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Double, case, cast, func, literal, select
 
@@ -19,46 +19,11 @@ from retouch.ledger.tables import edits
 from retouch.prices import spent
 
 CAUSES = ("mask", "documents", "prompts", "results")
+PAIRS = ("kk", "kx", "xx", "ky", "xy")
 
 
-@dataclass(slots=True)
-class Seen:
-    """Sums over edits of one model, device, price and tenant; times in microseconds.
-
-    `made` and `found`: those that encoded their document (prompt) and those that found it, documents counted in cells. Of the
-    edits that computed, y = a k + b x is sought, with steps, image tokens and step time as k, x and y, and with 1, cells and
-    finishing time; `step_xy` is the sum of x y over edits.
-    """
-
-    edits: float = 0.0
-    busy: float = 0.0
-    computed: float = 0.0
-    computed_busy: float = 0.0
-    made_cells: float = 0.0
-    made_documents: float = 0.0
-    found_cells: float = 0.0
-    made_prompts: float = 0.0
-    made_prompts_time: float = 0.0
-    found_prompts: float = 0.0
-    step_kk: float = 0.0
-    step_kx: float = 0.0
-    step_xx: float = 0.0
-    step_ky: float = 0.0
-    step_xy: float = 0.0
-    tokens_left: float = 0.0
-    finish_kk: float = 0.0
-    finish_kx: float = 0.0
-    finish_xx: float = 0.0
-    finish_ky: float = 0.0
-    finish_xy: float = 0.0
-    cells_left: float = 0.0
-
-    def add(self, other: Seen) -> None:
-        for name in SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-SUMS = tuple(f.name for f in fields(Seen))
+Seen = Mapping[str, float]
+"""Sums over edits, by the names that `_terms` gives them; times in microseconds."""
 
 
 @dataclass(slots=True)
@@ -81,19 +46,20 @@ def by_cause(ledger: Ledger, since: float, until: float, only: Mapping[str, str]
     it has to be; what things are worth is taken from all edits of the model and device.
     """
     rows = _seen(ledger, since, until)
-    like: dict[tuple[str, str], Seen] = defaultdict(Seen)
+    like: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (model, device, _, _), seen in rows:
-        like[model, device].add(seen)
+        for name, value in seen.items():
+            like[model, device][name] += value
     found = Spared(0, 0, 0.0, 0.0, dict.fromkeys(CAUSES, 0.0), dict.fromkeys(CAUSES, 0.0), ())
     unknown = set()
     for (model, device, tenant, price), seen in rows:
         named = {"tenant": tenant, "model": model}
         if any(named[name] != value for name, value in (only or {}).items()):
             continue
-        found.edits += round(seen.edits)
-        found.unpriced += 0 if price is not None else round(seen.edits)
-        found.seconds += seen.busy / 1e6
-        found.dollars += spent(seen.busy / 1e6, price or 0.0)
+        found.edits += round(seen["edits"])
+        found.unpriced += 0 if price is not None else round(seen["edits"])
+        found.seconds += seen["busy"] / 1e6
+        found.dollars += spent(seen["busy"] / 1e6, price or 0.0)
         for cause, worth in _worth(seen, like[model, device]).items():
             if worth is None:
                 unknown.add(cause)
@@ -106,13 +72,12 @@ def by_cause(ledger: Ledger, since: float, until: float, only: Mapping[str, str]
 
 def _worth(seen: Seen, like: Seen) -> dict[str, float | None]:
     """Microseconds that these edits were spared; None: there is something, and nobody knows what it is worth."""
-    cell = _slope(like.step_kk, like.step_kx, like.step_xx, like.step_ky, like.step_xy)
-    pixels = _slope(like.finish_kk, like.finish_kx, like.finish_xx, like.finish_ky, like.finish_xy)
+    step, finish = _slope(like, "step"), _slope(like, "finish")
     return {
-        "mask": cell * seen.tokens_left + pixels * seen.cells_left,
-        "documents": _times(seen.found_cells, like.made_documents, like.made_cells),
-        "prompts": _times(seen.found_prompts, like.made_prompts_time, like.made_prompts),
-        "results": _times(seen.edits - seen.computed, like.computed_busy, like.computed),
+        "mask": step * seen["step left"] + finish * seen["finish left"],
+        "documents": _times(seen["found cells"], like["document time"], like["made cells"]),
+        "prompts": _times(seen["found prompts"], like["prompt time"], like["made prompts"]),
+        "results": _times(seen["edits"] - seen["computed"], like["computed time"], like["computed"]),
     }
 
 
@@ -122,8 +87,9 @@ def _times(count: float, time: float, of: float) -> float | None:
     return count * time / of if of else None
 
 
-def _slope(kk: float, kx: float, xx: float, ky: float, xy: float) -> float:
+def _slope(like: Seen, line: str) -> float:
     """b of the least squares y = a k + b x, with neither below 0; without a where k and x go together."""
+    kk, kx, xx, ky, xy = (like[f"{line} {pair}"] for pair in PAIRS)
     determinant = kk * xx - kx * kx
     if determinant > 1e-9 * kk * xx:
         a, b = (xx * ky - kx * xy) / determinant, (kk * xy - kx * ky) / determinant
@@ -132,7 +98,10 @@ def _slope(kk: float, kx: float, xx: float, ky: float, xy: float) -> float:
     return max(0.0, xy / xx) if xx else 0.0
 
 
-def _seen(ledger: Ledger, since: float, until: float) -> list[tuple[tuple[str, str, str, float | None], Seen]]:
+def _terms() -> dict[str, ColumnElement[float]]:
+    """What is summed. A line's are `PAIRS` of k, x and y, and how much of x was left out: of an edit's step time over its steps
+    and image tokens, and of its finishing time over 1 and its cells.
+    """
     table, one, nothing = edits.c, literal(1.0), literal(0.0)
 
     def real(column: ColumnElement[int]) -> ColumnElement[float]:
@@ -143,29 +112,33 @@ def _seen(ledger: Ledger, since: float, until: float) -> list[tuple[tuple[str, s
 
     steps, tokens, whole = real(table.steps), real(table.tokens_computed), real(table.tokens_whole)
     cells, all_cells = tokens / func.nullif(steps, 0), whole / func.nullif(steps, 0)
-    busy, step, finish = real(table.busy_us), real(table.step_us), real(table.finish_us)
     fresh = table.result_hit == 0
     computed = fresh & (table.steps > 0)
     encoded = computed & (table.document_hit == 0) & (table.document_us > 0)
     read = computed & (table.prompt_hit == 0) & (table.prompt_us > 0)
     terms: dict[str, ColumnElement[float]] = {
-        "edits": one, "busy": busy, "computed": whenever(fresh, one), "computed_busy": whenever(fresh, busy),
-        "made_cells": whenever(encoded, all_cells), "made_documents": whenever(encoded, real(table.document_us)),
-        "found_cells": whenever(computed & (table.document_hit == 1), all_cells),
-        "made_prompts": whenever(read, one), "made_prompts_time": whenever(read, real(table.prompt_us)),
-        "found_prompts": whenever(computed & (table.prompt_hit == 1), one),
-        "step_kk": whenever(computed, steps * steps), "step_kx": whenever(computed, steps * tokens),
-        "step_xx": whenever(computed, tokens * tokens), "step_ky": whenever(computed, steps * step),
-        "step_xy": whenever(computed, tokens * step), "tokens_left": whenever(computed, whole - tokens),
-        "finish_kk": whenever(computed, one), "finish_kx": whenever(computed, cells),
-        "finish_xx": whenever(computed, cells * cells), "finish_ky": whenever(computed, finish),
-        "finish_xy": whenever(computed, cells * finish), "cells_left": whenever(computed, all_cells - cells),
+        "edits": one, "busy": real(table.busy_us),
+        "computed": whenever(fresh, one), "computed time": whenever(fresh, real(table.busy_us)),
+        "made cells": whenever(encoded, all_cells), "document time": whenever(encoded, real(table.document_us)),
+        "found cells": whenever(computed & (table.document_hit == 1), all_cells),
+        "made prompts": whenever(read, one), "prompt time": whenever(read, real(table.prompt_us)),
+        "found prompts": whenever(computed & (table.prompt_hit == 1), one),
+        "step left": whenever(computed, whole - tokens), "finish left": whenever(computed, all_cells - cells),
     }  # fmt: skip
-    sums = [func.coalesce(func.sum(terms[name]), nothing) for name in SUMS]
+    lines = {"step": (steps, tokens, real(table.step_us)), "finish": (one, cells, real(table.finish_us))}
+    for line, (k, x, y) in lines.items():
+        named = {"k": k, "x": x, "y": y}
+        terms |= {f"{line} {pair}": whenever(computed, named[pair[0]] * named[pair[1]]) for pair in PAIRS}
+    return terms
+
+
+def _seen(ledger: Ledger, since: float, until: float) -> list[tuple[tuple[str, str, str, float | None], Seen]]:
+    """Of the edits of one model, device, tenant and price each."""
+    table, terms = edits.c, _terms()
     keys = (table.model, table.device, table.tenant, table.price)
-    query = select(*keys, *sums).where(
+    query = select(*keys, *(func.coalesce(func.sum(term), 0.0) for term in terms.values())).where(
         table.status == "succeeded", table.time >= int(since * 1000), table.time < int(until * 1000)
     )
     with ledger.begin() as connection:
         rows = connection.execute(query.group_by(*keys)).all()
-    return [(tuple(row[:4]), Seen(*map(float, row[4:]))) for row in rows]
+    return [(tuple(row[:4]), dict(zip(terms, map(float, row[4:]), strict=True))) for row in rows]

@@ -72,7 +72,7 @@ class Contest:
         if not self.again:
             return []
         times = Counter(row.extra.get("subject") for row in self.rows if row.name == tally.COST)
-        slow = {name: share for name, share in tally.slowed(self.rows).items() if times[name] == 1}
+        slow = {name: share for name, share in tally.slowed(tally.counting(self.rows)).items() if times[name] == 1}
         found = [one for one in subjects if one.name in slow]
         for one in found:
             log.warning("the machine ran at %.0f %% of its usual rate beside %s: again", 100 * slow[one.name], one.name)

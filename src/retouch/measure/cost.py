@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 import sys
 import time
@@ -18,20 +16,12 @@ from retouch import config
 from retouch.edit import InvalidOption
 from retouch.ledger import Ledger, sums
 from retouch.ledger.sums import Held, Sum
-from retouch.measure import cost_causes, cost_records
-from retouch.measure.cost_said import iso, moment, said, shown
+from retouch.measure import cost_causes, cost_records, cost_said
+from retouch.measure.cost_said import COLUMNS, MILLION, iso, moment, said, shown
 
 BY = ("tenant", "model", "stage", "day", cost_causes.CAUSE)
 ONLY = ("model", "tenant")
-MILLION = 1e6
 SINCE = "7d"
-
-COLUMNS = {
-    "edits": "edits", "device_seconds": "device s", "dollars": "$", "dollars_per_million": "$/M", "held_dollars": "held $",
-    "held_dollars_per_million": "held $/M", "tokens_saved": "tokens saved", "document_hits": "documents",
-    "prompt_hits": "prompts", "result_hits": "results", "failed": "failed", "cancelled": "cancelled",
-}  # fmt: skip
-"""Of the printed table: the name in CSV and JSON -> its heading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Ledger(address) as ledger:
         books, where = read(ledger, args.by or BY[0], since, until, args.held, only), str(ledger)
     if form == "json":
-        print(json.dumps(as_json(books), ensure_ascii=False, indent=2))
+        cost_said.put_json(as_json(books))
     elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, list(row("", books.total, books.by)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row(name, one, books.by) for name, one in books.rows.items())
+        columns = row("", books.total, books.by)
+        cost_said.put_csv(columns, (row(name, one, books.by) for name, one in books.rows.items()))
     else:
         show(books, where)
     return 0
@@ -224,11 +213,10 @@ def _prices(books: Books) -> list[tuple[str, float | None, str]]:
 
 def show(books: Books, where: str) -> None:
     """The table, and what has to be known to read it."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
+    console = cost_said.console()
     known = row("", books.total, books.by)
     names = [name for name in COLUMNS if name in known]
     table = Table(box=None, pad_edge=False, show_footer=True)
@@ -239,8 +227,7 @@ def show(books: Books, where: str) -> None:
         values = row(label, one, books.by)
         printed = label if label.isprintable() else repr(label)
         table.add_row(Text(printed or "(no key)"), *(shown(name, values[name]) for name in names))
-    which = "".join(f" of {name} {value!r}" for name, value in books.only.items())
-    console.print(table if books.rows else f"no edits{which} from {said(books.since)} to {said(books.until)} in {where}")
+    console.print(table if books.rows else cost_said.nothing(books.only, books.since, books.until, where))
     for note in notes(books):
         console.print(note, soft_wrap=True)
 
@@ -256,9 +243,7 @@ def notes(books: Books) -> list[str]:
         known = "no price is known" if price is None else f"${price:,g} an hour, {source}"
         found.append(f"{device or 'a device without a name'}: {known}")
     if total.unpriced:
-        found.append(
-            f"{total.unpriced:,} of {total.edits:,} edits have no price and are not in the dollars: serve with --prices."
-        )
+        found.append(cost_said.unpriced(total.unpriced, total.edits))
     if total.failed or total.cancelled:
         ended = f"{total.failed:,} failed and {total.cancelled:,} cancelled edits"
         found.append(f"The device time of {ended} is not known; it is in what held devices cost.")

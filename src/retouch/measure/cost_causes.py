@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from retouch.ledger import Ledger, spared
 from retouch.ledger.spared import Spared
-from retouch.measure.cost_said import iso, said, shown
+from retouch.measure import cost_said
+from retouch.measure.cost_said import COLUMNS, MILLION, iso, said, shown
 
 CAUSE = "cause"
-MILLION = 1e6
 SPENT, WITHOUT = "spent", "without any of it"
 NAMES = {
     "mask": "cells outside the mask", "documents": "documents found", "prompts": "prompts found", "results": "results found",
 }  # fmt: skip
 """Of the causes, as the table has them."""
-
-HEADINGS = {"device_seconds": "device s", "dollars": "$", "dollars_per_million": "$/M", "share": "of all"}
 
 
 def tell(address: str, since: float, until: float, only: Mapping[str, str], form: str) -> None:
@@ -33,13 +28,13 @@ def tell(address: str, since: float, until: float, only: Mapping[str, str], form
             "since": iso(since), "until": iso(until), "by": CAUSE, "only": dict(only), "edits": found.edits,
             "unpriced": found.unpriced, "rows": lines[:-1], "total": {**lines[-1], CAUSE: None}, "unknown": found.unknown,
         }  # fmt: skip
-        print(json.dumps(told, ensure_ascii=False, indent=2))
+        cost_said.put_json(told)
     elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines[:-1])
+        cost_said.put_csv(lines[0], lines[:-1])
+    elif not found.edits:
+        cost_said.console().print(cost_said.nothing(only, since, until, where), soft_wrap=True)
     else:
-        _show(found, lines, only, f"from {said(since)} to {said(until)} in {where}")
+        _show(found, lines, f"from {said(since)} to {said(until)} in {where}")
 
 
 def rows(found: Spared) -> list[dict[str, Any]]:
@@ -57,30 +52,26 @@ def rows(found: Spared) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _show(found: Spared, lines: list[dict[str, Any]], only: Mapping[str, str], when: str) -> None:
-    from rich.console import Console
+def _show(found: Spared, lines: list[dict[str, Any]], when: str) -> None:
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
-    if not found.edits:
-        which = "".join(f" of {name} {value!r}" for name, value in only.items())
-        console.print(f"no edits{which} {when}", soft_wrap=True)
-        return
+    console, total = cost_said.console(), lines[-1]
+    names = [name for name in COLUMNS if name in total]
     table = Table(box=None, pad_edge=False, show_footer=True)
-    table.add_column(CAUSE, lines[-1][CAUSE])
-    for name, heading in HEADINGS.items():
-        table.add_column(heading, shown(name, lines[-1][name]), justify="right")
+    table.add_column(CAUSE, total[CAUSE])
+    for name in names:
+        table.add_column(COLUMNS[name], shown(name, total[name]), justify="right")
     for line in lines[:-1]:
-        table.add_row(NAMES.get(line[CAUSE], line[CAUSE]), *(shown(name, line[name]) for name in HEADINGS))
+        table.add_row(NAMES.get(line[CAUSE], line[CAUSE]), *(shown(name, line[name]) for name in names))
     console.print(table)
     notes = [
         f"{found.edits:,} edits {when}. What was saved is an estimate from what these took.",
         "Shared and compiled steps are not in it: `retouch bench` measures them.",
     ]
     if found.unknown:
-        names = ", ".join(NAMES[cause] for cause in found.unknown)
-        notes.append(f"More was saved than the table says: nothing in this time shows what some of it is worth ({names}).")
+        causes = ", ".join(NAMES[cause] for cause in found.unknown)
+        notes.append(f"More was saved than the table says: nothing in this time shows what some of it is worth ({causes}).")
     if found.unpriced:
-        notes.append(f"{found.unpriced:,} edits have no price and are not in the dollars: serve with --prices.")
+        notes.append(cost_said.unpriced(found.unpriced, found.edits))
     for note in notes:
         console.print(note, soft_wrap=True)

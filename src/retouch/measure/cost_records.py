@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from retouch import record
 from retouch.ledger import Ledger
 from retouch.ledger.tables import moment_of
+from retouch.measure import cost_said
 from retouch.record import Record
 
 COLUMNS = ("suite", "name", "of", "value", "unit", "error", "device", "commit", "date")
@@ -37,11 +36,9 @@ def tell(address: str, suite: str, since: float, until: float, form: str) -> Non
         rows = [_flat(row) for row in ledger.records() if suite in ("", row.suite) and _within(row, since, until)]
         where = str(ledger)
     if form == "json":
-        print(json.dumps({"suite": suite or None, "rows": rows}, ensure_ascii=False, indent=2))
+        cost_said.put_json({"suite": suite or None, "rows": rows})
     elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        cost_said.put_csv(COLUMNS, rows)
     else:
         _show(rows, suite, where)
 
@@ -57,10 +54,8 @@ def _flat(row: Record) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[dict[str, Any]], suite: str, where: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
     shown = [name for name in COLUMNS if name not in ("unit", "error")]
     table = Table(*shown, box=None, pad_edge=False)
     for row in rows:
@@ -68,4 +63,4 @@ def _show(rows: Sequence[dict[str, Any]], suite: str, where: str) -> None:
         cells = {**row, "value": value, "commit": row["commit"][:10]}
         table.add_row(*(str(cells[name]) for name in shown))
     of = f" of the suite {suite!r}" if suite else ""
-    console.print(table if rows else f"no benchmark records{of} in {where}")
+    cost_said.console().print(table if rows else f"no benchmark records{of} in {where}")

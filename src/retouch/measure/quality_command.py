@@ -23,6 +23,7 @@ from retouch import picture
 from retouch.edit import InvalidOption, RetouchError
 from retouch.measure import floor, metrics, quality
 from retouch.measure.cases import BUNDLED, Case, load
+from retouch.measure.cases import said as set_said
 from retouch.measure.endpoint import Endpoint
 from retouch.measure.gate import FAIL, LIMITS, PASS, Bounds, Key, Verdict, pair_losses
 from retouch.measure.kept import Kept, add_option
@@ -257,7 +258,7 @@ async def _run(
 def _extra(args: argparse.Namespace, cases: Sequence[Case], fast: str = "") -> dict[str, Any]:
     """What was asked, of the plain path's rows, or of those of the `fast` one."""
     extra: dict[str, Any] = {"cases": len(cases), "case_seeds": args.seeds, "clients": args.clients, "steps": args.steps}
-    extra |= {"edits": "bundled" if args.edits == BUNDLED else str(args.edits)}
+    extra |= {"edits": set_said(args.edits)}
     extra |= {"model": args.model} if args.engine or args.against in OWN else {}
     extra |= {"against": args.against} if fast and args.against is not None else {}
     return extra | ({"keys": args.keys, "refresh": args.refresh, "context": args.context} if fast == "engine" else {})

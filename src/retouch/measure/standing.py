@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from retouch.measure import waterfall
 from retouch.measure.gate import GATED, LOSS, PASS
 from retouch.measure.subjects import AGAIN, KINDS, LADDER, RUNG, again_of
-from retouch.measure.tally import COST, SUITE, WORST, counting, slowed
+from retouch.measure.tally import COST, SUITE, WORST, counting, rates, slowed
 from retouch.record import Record, Scalar
 
 TARGETS = {"personal": (10.0, 3.0), "template": (15.0, 4.0)}
@@ -53,9 +53,7 @@ class Line:
     @property
     def rates(self) -> tuple[float, float] | None:
         """FLOP/s of the machine's matrix products, before and after."""
-        extra: Mapping[str, Scalar] = next(iter(self.figures.values())).extra if self.figures else {}
-        before, after = extra.get("rate_before"), extra.get("rate_after")
-        return (float(before), float(after)) if isinstance(before, float) and isinstance(after, float) else None
+        return rates(next(iter(self.figures.values()))) if self.figures else None
 
 
 @dataclass(frozen=True, slots=True)

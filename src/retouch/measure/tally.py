@@ -20,6 +20,8 @@ COST, UNIT = "dollars per million edits", "$/M"
 ASKED_AGAIN, WORST = "asked again", "worst picture"
 MILLION = 1e6
 STEADY = 0.8
+"""Of the machine's usual rate in a run; who had less is measured once more."""
+
 IDLE = "not on the device"
 """The part of an edit's time in which the device did none of its stages: the server's own work, the client's, waiting."""
 
@@ -99,14 +101,12 @@ def counting(rows_: Sequence[Record]) -> list[Record]:
     """Of one run, without the measurements of a subject that was measured once more: what counts is the one without an error,
     and of two such the one beside which the machine was the faster.
     """
-    best: dict[str, tuple[bool, float, int]] = {}
+    best: dict[Scalar, tuple[bool, float, Scalar]] = {}
     for row in rows_:
         if row.name == COST:
-            name, found = str(row.extra.get("subject")), (row.value is not None, min(_rates(row)), _order(row))
-            best[name] = max(found, best.get(name, found))
-    return [
-        row for row in rows_ if not _of_load(row) or _order(row) == best.get(str(row.extra.get("subject")), (_order(row),))[-1]
-    ]
+            name, found = row.extra.get("subject"), (row.value is not None, min(rates(row) or (0.0,)), row.extra.get("order"))
+            best[name] = max(best.get(name, found), found, key=lambda one: one[:2])
+    return [row for row in rows_ if not _of_load(row) or row.extra.get("order") == best[row.extra["subject"]][2]]
 
 
 def _of_load(row: Record) -> bool:
@@ -114,23 +114,20 @@ def _of_load(row: Record) -> bool:
     return row.suite == SUITE and "subject" in row.extra and row.name not in (ASKED_AGAIN, WORST)
 
 
-def _order(row: Record) -> int:
-    return int(row.extra.get("order") or 0)
+def rates(row: Record) -> tuple[float, float] | None:
+    """FLOP/s of the machine's matrix products, before and after a subject."""
+    before, after = row.extra.get("rate_before"), row.extra.get("rate_after")
+    return (float(before), float(after)) if isinstance(before, float) and isinstance(after, float) else None
 
 
 def slowed(rows_: Sequence[Record]) -> dict[str, float]:
-    """Of one run: the subjects whose measurement has the machine's products, before or after it, below `STEADY` of their usual
-    rate, the median; and at which share of it.
+    """Of the rows that count: the subjects beside which, before or after, the machine ran below `STEADY` of its usual rate, the
+    median; and at which share of it.
     """
-    costs = [row for row in counting(rows_) if row.name == COST and row.value is not None]
-    rates = {str(row.extra.get("subject")): _rates(row) for row in costs}
-    usual = float(np.median([rate for pair in rates.values() for rate in pair])) if rates else 0.0
-    return {name: min(pair) / usual for name, pair in rates.items() if min(pair) < STEADY * usual}
-
-
-def _rates(row: Record) -> tuple[float, float]:
-    before, after = (float(row.extra.get(name) or 0.0) for name in ("rate_before", "rate_after"))
-    return before, after
+    costs = [row for row in rows_ if row.name == COST and row.value is not None]
+    found = {str(row.extra.get("subject")): pair for row in costs if (pair := rates(row)) is not None}
+    usual = float(np.median(list(found.values()))) if found else 0.0
+    return {name: min(pair) / usual for name, pair in found.items() if min(pair) < STEADY * usual}
 
 
 def latest(rows_: Sequence[Record]) -> dict[str, list[Record]]:
