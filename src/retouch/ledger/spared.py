@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Double, case, cast, func, literal, select
+from sqlalchemy import ColumnElement, Double, Integer, cast, func, literal, literal_column, select
 
 from retouch.ledger.store import Ledger
 from retouch.ledger.tables import edits
@@ -23,7 +23,7 @@ PAIRS = ("kk", "kx", "xx", "ky", "xy")
 
 
 Seen = Mapping[str, float]
-"""Sums over edits, by the names that `_terms` gives them; times in microseconds."""
+"""Sums over edits, by the names that `_terms` and `_split` give them, 0 for others; times in microseconds."""
 
 
 @dataclass(slots=True)
@@ -47,12 +47,11 @@ def by_cause(ledger: Ledger, since: float, until: float, only: Mapping[str, str]
     """
     rows = _seen(ledger, since, until)
     like: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (model, device, _, _), seen in rows:
-        for name, value in seen.items():
-            like[model, device][name] += value
+    for (model, device, _, _), seen in rows.items():
+        _add(like[model, device], seen)
     found = Spared(0, 0, 0.0, 0.0, dict.fromkeys(CAUSES, 0.0), dict.fromkeys(CAUSES, 0.0), ())
     unknown = set()
-    for (model, device, tenant, price), seen in rows:
+    for (model, device, tenant, price), seen in rows.items():
         named = {"tenant": tenant, "model": model}
         if any(named[name] != value for name, value in (only or {}).items()):
             continue
@@ -102,43 +101,56 @@ def _terms() -> dict[str, ColumnElement[float]]:
     """What is summed. A line's are `PAIRS` of k, x and y, and how much of x was left out: of an edit's step time over its steps
     and image tokens, and of its finishing time over 1 and its cells.
     """
-    table, one, nothing = edits.c, literal(1.0), literal(0.0)
 
     def real(column: ColumnElement[int]) -> ColumnElement[float]:
         return cast(column, Double)
 
-    def whenever(condition: ColumnElement[bool], value: ColumnElement[float]) -> ColumnElement[float]:
-        return case((condition, value), else_=nothing)
-
+    table, one = edits.c, literal(1.0)
     steps, tokens, whole = real(table.steps), real(table.tokens_computed), real(table.tokens_whole)
     cells, all_cells = tokens / func.nullif(steps, 0), whole / func.nullif(steps, 0)
-    fresh = table.result_hit == 0
-    computed = fresh & (table.steps > 0)
-    encoded = computed & (table.document_hit == 0) & (table.document_us > 0)
-    read = computed & (table.prompt_hit == 0) & (table.prompt_us > 0)
     terms: dict[str, ColumnElement[float]] = {
-        "edits": one, "busy": real(table.busy_us),
-        "computed": whenever(fresh, one), "computed time": whenever(fresh, real(table.busy_us)),
-        "made cells": whenever(encoded, all_cells), "document time": whenever(encoded, real(table.document_us)),
-        "found cells": whenever(computed & (table.document_hit == 1), all_cells),
-        "made prompts": whenever(read, one), "prompt time": whenever(read, real(table.prompt_us)),
-        "found prompts": whenever(computed & (table.prompt_hit == 1), one),
-        "step left": whenever(computed, whole - tokens), "finish left": whenever(computed, all_cells - cells),
+        "edits": one, "busy": real(table.busy_us), "cells": all_cells, "document": real(table.document_us),
+        "prompt": real(table.prompt_us), "step left": whole - tokens, "finish left": all_cells - cells,
     }  # fmt: skip
     lines = {"step": (steps, tokens, real(table.step_us)), "finish": (one, cells, real(table.finish_us))}
     for line, (k, x, y) in lines.items():
         named = {"k": k, "x": x, "y": y}
-        terms |= {f"{line} {pair}": whenever(computed, named[pair[0]] * named[pair[1]]) for pair in PAIRS}
+        terms |= {f"{line} {pair}": named[pair[0]] * named[pair[1]] for pair in PAIRS}
     return terms
 
 
-def _seen(ledger: Ledger, since: float, until: float) -> list[tuple[tuple[str, str, str, float | None], Seen]]:
-    """Of the edits of one model, device, tenant and price each."""
-    table, terms = edits.c, _terms()
+def _split(of: Seen, result: bool, document: bool, prompt: bool, encoded: bool, read: bool) -> Seen:
+    """Sums over edits that are alike in what they found, a finished result, their document, their prompt, and in whether they
+    took time for the last two: with what they say of making and finding such.
+    """
+    if result:
+        return {"edits": of["edits"], "busy": of["busy"]}
+    told = {**of, "computed": of["edits"], "computed time": of["busy"]}
+    told |= {"found cells": of["cells"]} if document else {}
+    told |= {"made cells": of["cells"], "document time": of["document"]} if encoded and not document else {}
+    told |= {"found prompts": of["edits"]} if prompt else {}
+    told |= {"made prompts": of["edits"], "prompt time": of["prompt"]} if read and not prompt else {}
+    return told
+
+
+def _seen(ledger: Ledger, since: float, until: float) -> dict[tuple[str, str, str, float | None], Seen]:
+    """Of the edits of one model, device, tenant and price each. What they found is told apart by grouping: a condition in each
+    of so many sums takes a database longer.
+    """
+    table, terms, none = edits.c, _terms(), literal_column("0", Integer)
     keys = (table.model, table.device, table.tenant, table.price)
-    query = select(*keys, *(func.coalesce(func.sum(term), 0.0) for term in terms.values())).where(
+    kinds = (table.result_hit, table.document_hit, table.prompt_hit, table.document_us > none, table.prompt_us > none)
+    query = select(*keys, *kinds, *(func.coalesce(func.sum(term), 0.0) for term in terms.values())).where(
         table.status == "succeeded", table.time >= int(since * 1000), table.time < int(until * 1000)
     )
+    found: dict[tuple[str, str, str, float | None], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     with ledger.begin() as connection:
-        rows = connection.execute(query.group_by(*keys)).all()
-    return [(tuple(row[:4]), dict(zip(terms, map(float, row[4:]), strict=True))) for row in rows]
+        for row in connection.execute(query.group_by(*keys, *kinds)):
+            of = dict(zip(terms, map(float, row[len(keys) + len(kinds) :]), strict=True))
+            _add(found[row[0], row[1], row[2], row[3]], _split(of, *map(bool, row[len(keys) : len(keys) + len(kinds)])))
+    return dict(found)
+
+
+def _add(to: dict[str, float], seen: Seen) -> None:
+    for name, value in seen.items():
+        to[name] += value
