@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from retouch import record
+
 _TOGETHER = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _TOGETHER > 1:  # threads that outnumber the cores wait for each other; read as torch is first imported
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _TOGETHER)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(record.vcpus()) // _TOGETHER)))
 
 _DATA = tempfile.TemporaryDirectory(prefix="retouch-tests-", ignore_cleanup_errors=True)
 os.environ["RETOUCH_DATA"] = _DATA.name

@@ -130,7 +130,8 @@ def drift(standing: Standing) -> list[str]:
             said += f". Smaller than the difference of the two, {dollars(between)}, so unresolved: {', '.join(lost)}"
         found.append(said)
     if standing.slowed:
-        names = ", ".join(f"{name} ({share:.0%})" for name, share in standing.slowed.items())
+        shares = [(standing.line(name), share) for name, share in standing.slowed.items()]
+        names = ", ".join(f"{line.label} ({share:.0%})" for line, share in shares if line is not None)
         found.append(f"measured while the machine was slower than it usually was in this run: {names}")
     return found
 
